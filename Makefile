@@ -1,0 +1,63 @@
+# Every target sets up .venv by itself; all it needs is a Python >= 3.11 (make PYTHON=... names one).
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+PYTHON ?=
+
+# More than one thread loses badly when the cores are shared; raise it on an idle machine.
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+export MPLBACKEND := Agg
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types check presets train clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+
+demo: $(STAMP)  ## run experiments/demo.py
+	$(BIN)/python experiments/demo.py
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest tests
+
+lint: $(STAMP)  ## ruff check
+	$(BIN)/ruff check .
+
+format: $(STAMP)  ## sort imports and reformat
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)  ## mypy
+	$(BIN)/mypy
+
+check: lint  ## lint, format check and types
+	$(BIN)/ruff format --check .
+	$(MAKE) types
+
+presets: $(STAMP)  ## list the presets
+	$(BIN)/vlm-patching presets
+
+train: $(STAMP)  ## train the bundled models from nothing
+	$(BIN)/python experiments/shapes/train.py
+
+clean:  ## remove caches and builds (not .venv, not results)
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# A usable .venv is kept, any other is made anew. torch goes first, so that the build it comes in is settled before
+# anything that depends on it is resolved.
+$(STAMP): constraints.txt pyproject.toml
+	@if ! $(BIN)/python -c "import sys, pip; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then \
+	  for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
+	    if "$$python" -c "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then \
+	      echo "$$python -m venv $(VENV)"; exec "$$python" -m venv --clear $(VENV); \
+	    fi; \
+	  done; \
+	  echo "error: no Python >= 3.11 with the venv module found: install one, or name it: make PYTHON=/path/to/python3" >&2; \
+	  exit 1; \
+	fi
+	$(BIN)/python -m pip install -c constraints.txt torch
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@

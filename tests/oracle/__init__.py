@@ -1,0 +1,1 @@
+"""An independent, straight-line witness of what patching does."""

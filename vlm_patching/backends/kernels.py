@@ -1,0 +1,154 @@
+"""The interpreter: programs of traces as plain data in, nnsight traces inside, tensors out.
+
+Lean on purpose: torch only, plain functions, no classes, no decorators, so that it can be shipped by value and runs the
+same on a laptop and inside a remote request. What a program holds is written down in `vlm_patching.backends.plan`.
+"""
+
+import copy
+
+import torch
+
+from vlm_patching.metrics import METRICS
+
+
+def run_programs(model, programs):
+    """Interpret each program inside the session that is open; returns their results in order."""
+    return [run_program(model, program) for program in programs]
+
+
+def run_program(model, program):
+    """One example: its base runs, then, if the example is kept, its swept run.
+
+    Returns a dict of ``run.metric`` → [row] float32, ``run.top`` → [row] (the most likely token) and `kept` → bool.
+    Values that later traces need stay in `values`, where the model is.
+    """
+    values, results = {}, {}
+    for trace in program["bases"]:
+        run_trace(model, program, trace, values, results)
+    results["kept"] = is_kept(program, results)
+    if results["kept"]:
+        for trace in program["sweeps"]:
+            run_trace(model, program, trace, values, results)
+    return {name: torch.cat(parts) if isinstance(parts, list) else parts for name, parts in results.items()}
+
+
+def is_kept(program, results):
+    """Whether the base runs answer as the program's rule wants it."""
+    clean = bool((results["clean.top"][0] == program["answer"]).all())
+    corrupted = bool((results["corrupted.top"][0] == program["answer"]).all())
+    return {
+        "all": True,
+        "clean_correct": clean,
+        "clean_correct_corrupted_wrong": clean and not corrupted,
+    }[program["keep"]]
+
+
+def run_trace(model, program, trace, values, results):
+    """One forward pass of a batch whose rows are cells; its operations are in the order in which the model computes."""
+    rows = trace["rows"]
+    device = next(model._module.parameters()).device
+    image = trace["image"]
+    inputs = {}
+    for name, tensor in program["inputs"][trace["on"]].items():
+        reused = name == "pixel_values" and image is not None
+        inputs[name] = tensor.to(device) if reused else tensor.to(device).expand(rows, *tensor.shape[1:])
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(next(model._module.parameters()).dtype)
+    with torch.no_grad():
+        with model.trace(**inputs, **program["constants"]):
+            if image is not None:
+                enter_after_image(model, program, image, values)
+            for operation in trace["operations"]:
+                apply(model, operation, values)
+            logits = part_of(resolve(model, program["readout"]["path"]).output, program["readout"]["part"])[
+                :, -1
+            ].float()
+    for metric in program["metrics"]:
+        measured = METRICS[metric](logits, program["answer"], program["foil"]).cpu()
+        results.setdefault(trace["run"] + "." + metric, []).append(measured)
+    results.setdefault(trace["run"] + ".top", []).append(logits.argmax(-1).cpu())
+
+
+def enter_after_image(model, program, image, values):
+    """Skip the image encoder: its modules give what they gave in an earlier run, one row of embeddings a cell."""
+    for path in program["bypass"]:
+        resolve(model, path).skip(values[image["run"] + "." + path])
+    embeds = program["image_embeds"]
+    saved = values[image["run"] + ".image"]
+    rows = part_of(saved, embeds["part"])[image["index"]]
+    resolve(model, embeds["path"]).skip(with_part(saved, embeds["part"], rows))
+
+
+def apply(model, operation, values):
+    """Keep, replace or add to the value at one place."""
+    module = resolve(model, operation["path"])
+    whole = module.input if operation["end"] == "input" else module.output
+    if operation["do"] == "keep_whole":
+        values[operation["name"]] = whole
+        return
+    value = part_of(whole, operation["part"])
+    if operation["do"] == "read":
+        values[operation["name"]] = value
+        return
+    if operation["do"] == "replace":
+        value = replaced(value, operation, values)
+    else:
+        noise = gaussian(operation["seeds"], value.shape[1:]).to(value.device, value.dtype)
+        value = value + operation["std"] * noise[operation["index"]]
+    whole = with_part(whole, operation["part"], value)
+    if operation["end"] == "input":
+        module.input = whole
+    else:
+        module.output = whole
+
+
+def replaced(value, operation, values):
+    """A copy with the listed (row, position[, head]) entries taken from what another run has read."""
+    value, source = value.clone(), values[operation["source"]]
+    rows, positions, source_rows = operation["at_rows"], operation["at_positions"], operation["source_rows"]
+    if operation["at_heads"] is None:
+        value[rows, positions] = source[source_rows, positions]
+        return value
+    heads, split = operation["at_heads"], (operation["heads"], -1)
+    value.unflatten(-1, split)[rows, positions, heads] = source.unflatten(-1, split)[source_rows, positions, heads]
+    return value
+
+
+def gaussian(seeds, shape):
+    """Standard normal noise, one draw a seed: [seed, *shape]; made on the CPU so that it is the same on every device."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def moments(model, programs):
+    """Sum, sum of squares and count of the clean image embeddings of all programs, in float64, inside an open session."""
+    total = torch.zeros(3, dtype=torch.float64)
+    for program in programs:
+        values, results = {}, {}
+        run_trace(model, program, program["bases"][0], values, results)
+        embeds = part_of(values["clean.image"], program["image_embeds"]["part"]).double().cpu()
+        total += torch.tensor([embeds.sum(), embeds.square().sum(), embeds.numel()], dtype=torch.float64)
+    return total
+
+
+def resolve(model, path):
+    """A module of the wrapped tree; one that is called "output" goes by nnsight's other name for it."""
+    module = model
+    for part in path.split("."):
+        module = module[int(part)] if part.isdigit() else getattr(module, "E_output" if part == "output" else part)
+    return module
+
+
+def part_of(whole, part):
+    """A field of a record, the first of a tuple, or the tensor itself."""
+    if part is not None:
+        return getattr(whole, part)
+    return whole[0] if isinstance(whole, tuple) else whole
+
+
+def with_part(whole, part, value):
+    """What `part_of` reads, exchanged; the original is left as it was."""
+    if part is not None:
+        whole = copy.copy(whole)
+        setattr(whole, part, value)
+        return whole
+    return (value, *whole[1:]) if isinstance(whole, tuple) else value

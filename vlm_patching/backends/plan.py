@@ -1,0 +1,312 @@
+"""Graph + architecture + one encoded pair → a program: batches whose rows are cells, as plain data.
+
+A program is a dict: `inputs` (kind → tensors), `answer`, `foil`, `metrics`, `keep`, `constants`, `readout`, `image_embeds`,
+`bypass` (paths), and two lists of traces, `bases` and `sweeps`. A trace has `run`, `on`, `rows`, `image` (None to run the
+image encoder, else which run's embeddings to take for each row) and `operations` in the order of execution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from vlm_patching.graph import InterventionGraph, Place
+from vlm_patching.inputs import EncodedPair
+from vlm_patching.models import HEAD_COMPONENTS, Architecture, Stack, Tap
+from vlm_patching.positions import Chosen
+
+MOST_ROWS = 512
+BATCH_BYTES = 192 * 2**20
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a sweep, resolved for one example.
+
+    Attributes
+    ----------
+    layers
+        The layers that are replaced together: the window around `layer`, cut off at the stack's ends.
+    draw
+        Which noise draw, 0 where the graph has none.
+    source
+        Whose values are put in: `clean` or `corrupted`.
+    """
+
+    site: str
+    layer: int
+    layers: tuple[int, ...]
+    head: int | None
+    position: Chosen
+    draw: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a program is cut into batches: rows a forward pass (None: from memory), and whether images are encoded once."""
+
+    rows: int | None = None
+    reuse_image: bool = True
+
+
+NAIVE = Settings(rows=1, reuse_image=False)
+"""One forward pass per cell and nothing reused: what every other way must agree with."""
+
+
+def window(layer: int, width: int, layers: int) -> tuple[int, ...]:
+    """Layers [l - w//2, l - (-w//2)), cut off at the edges: odd widths are symmetric, w = 10 is [l - 5, l + 4]."""
+    return tuple(range(max(0, layer - width // 2), min(layers, layer - (-width // 2))))
+
+
+def patch_place(graph: InterventionGraph) -> Place:
+    """The place that the swept run replaces."""
+    return next(edit.at for edit in graph.run("patched").edits if edit.kind == "replace")
+
+
+def sites_of(graph: InterventionGraph) -> tuple[str, ...]:
+    """The sites a graph sweeps."""
+    place, dimension = patch_place(graph), graph.dimension("site")
+    return (place.site,) if "." in place.site or dimension is None else tuple(map(str, dimension.values))
+
+
+def draws_of(graph: InterventionGraph) -> int:
+    """Number of noise draws; 1 where the graph has none."""
+    dimension = graph.dimension("draw")
+    return len(dimension.values) if dimension else 1
+
+
+def chosen_positions(
+    graph: InterventionGraph, architecture: Architecture, site: str, pair: EncodedPair
+) -> list[Chosen]:
+    """What the graph's position selectors mean at a site in one example.
+
+    Raises
+    ------
+    SpecError
+        A selector that the site's stack does not have in this example.
+    """
+    place, dimension = patch_place(graph), graph.dimension("position")
+    stack = architecture.locate(site)[0].name
+    selectors = dimension.values if dimension else (place.position or "all",)
+    found: dict[str, Chosen] = {}
+    for selector in selectors:
+        for chosen in pair.positions[stack].choose(selector):
+            found.setdefault(chosen.label, chosen)
+    return list(found.values())
+
+
+def cells_of(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair) -> list[Cell]:
+    """Every cell of the sweep that exists in this example, in the order of the dimensions."""
+    place, head_dimension = patch_place(graph), graph.dimension("head")
+    layer_dimension = graph.dimension("layer")
+    cells = []
+    for site in sites_of(graph):
+        stack, component = architecture.locate(site)
+        layers = [int(v) for v in layer_dimension.values] if layer_dimension else [int(place.layer or 0)]
+        heads: Sequence[int | None] = [None]
+        if component in HEAD_COMPONENTS:
+            heads = [int(v) for v in head_dimension.values] if head_dimension else [int(place.head or 0)]
+        cells += [
+            Cell(site, layer, window(layer, place.window, stack.layers), head, position, draw, graph.origin)
+            for layer in layers
+            if layer < stack.layers
+            for head in heads
+            if head is None or head < stack.heads
+            for position in chosen_positions(graph, architecture, site, pair)
+            for draw in range(draws_of(graph))
+        ]
+    return cells
+
+
+def program(
+    graph: InterventionGraph,
+    architecture: Architecture,
+    pair: EncodedPair,
+    cells: Sequence[Cell],
+    noise_std: float,
+    settings: Settings,
+) -> dict[str, Any]:
+    """What `kernels.run_program` interprets: the base runs, then the cells' batches.
+
+    Parameters
+    ----------
+    noise_std
+        Standard deviation of the graph's noise in absolute units; not used where it has none.
+    """
+    embeds = architecture.image.embeds
+    sources = {name: set() for name in ("clean", "corrupted")}
+    for cell in cells:
+        sources[cell.source] |= {(cell.site, layer) for layer in cell.layers}
+    rows = settings.rows or _rows(architecture, pair)
+    batches = [list(cells[i : i + rows]) for i in range(0, len(cells), rows)]
+    return {
+        "inputs": pair.inputs,
+        "answer": pair.answer,
+        "foil": pair.foil,
+        "metrics": list(graph.metrics),
+        "keep": graph.keep,
+        "constants": dict(architecture.constants),
+        "readout": {"path": architecture.readout.path, "part": architecture.readout.part},
+        "image_embeds": {"path": embeds.path, "part": embeds.part},
+        "bypass": list(architecture.image.bypass),
+        "bases": [_base(graph, architecture, pair, name, sources[name], noise_std) for name in ("clean", "corrupted")],
+        "sweeps": [_sweep(graph, architecture, pair, batch, noise_std, settings) for batch in batches],
+    }
+
+
+def _rows(architecture: Architecture, pair: EncodedPair) -> int:
+    """Rows a forward pass, so that its widest activations stay within a budget of memory."""
+    length = max(len(stack.positions) for stack in pair.positions.values())
+    heads = max(stack.heads for stack in architecture.stacks)
+    return max(1, min(MOST_ROWS, BATCH_BYTES // (4 * length * max(length * heads, 4096))))
+
+
+def _base(
+    graph: InterventionGraph,
+    architecture: Architecture,
+    pair: EncodedPair,
+    name: str,
+    read: set[tuple[str, int]],
+    noise_std: float,
+) -> dict[str, Any]:
+    run = graph.run(name)
+    rows = draws_of(graph) if "draw" in run.over else 1
+    embeds = architecture.image.embeds
+    operations = [
+        {"do": "keep_whole", "name": f"{name}.{path}", **_at(Tap(path, "output"))} for path in architecture.image.bypass
+    ]
+    if _has_noise(graph, name):
+        operations.append(_noise(graph, architecture, pair, list(range(rows)), noise_std))
+    operations.append({"do": "keep_whole", "name": f"{name}.image", **_at(embeds)})
+    reads = {(architecture.tap(site), layer): _key(name, architecture.tap(site), layer) for site, layer in read}
+    operations += [{"do": "read", "name": key, **_at(tap, layer)} for (tap, layer), key in reads.items()]
+    ordered = sorted(operations, key=_order(architecture))
+    return {"run": name, "on": run.on, "rows": rows, "image": None, "operations": ordered}
+
+
+def _sweep(
+    graph: InterventionGraph,
+    architecture: Architecture,
+    pair: EncodedPair,
+    cells: Sequence[Cell],
+    noise_std: float,
+    settings: Settings,
+) -> dict[str, Any]:
+    grouped: dict[tuple[Tap, int, bool, str], list[tuple[int, Cell]]] = {}
+    for row, cell in enumerate(cells):
+        stack, component = architecture.locate(cell.site)
+        for layer in cell.layers:
+            key = (architecture.tap(cell.site), layer, component in HEAD_COMPONENTS, cell.source)
+            grouped.setdefault(key, []).append((row, cell))
+    operations = []
+    for (tap, layer, by_head, source), members in grouped.items():
+        stack = architecture.locate(members[0][1].site)[0]
+        operations.append(_replace(graph, stack, tap, layer, by_head, source, members))
+    image = None
+    if settings.reuse_image and not any(cell.site.startswith("vision.") for cell in cells):
+        index = [cell.draw if "draw" in graph.run(graph.base).over else 0 for cell in cells]
+        image = {"run": graph.base, "index": torch.tensor(index)}
+    elif _has_noise(graph, graph.base):
+        operations.append(_noise(graph, architecture, pair, [cell.draw for cell in cells], noise_std))
+    return {
+        "run": "patched",
+        "on": graph.run("patched").on,
+        "rows": len(cells),
+        "image": image,
+        "operations": sorted(operations, key=_order(architecture)),
+    }
+
+
+def _replace(
+    graph: InterventionGraph,
+    stack: Stack,
+    tap: Tap,
+    layer: int,
+    by_head: bool,
+    source: str,
+    members: Sequence[tuple[int, Cell]],
+) -> dict[str, Any]:
+    entries = [(row, cell, index) for row, cell in members for index in cell.position.indices]
+    has_draws = "draw" in graph.run(source).over
+    return {
+        "do": "replace",
+        "source": _key(source, tap, layer),
+        "at_rows": torch.tensor([row for row, _, _ in entries]),
+        "at_positions": torch.tensor([index for _, _, index in entries]),
+        "at_heads": torch.tensor([cell.head for _, cell, _ in entries]) if by_head else None,
+        "source_rows": torch.tensor([cell.draw if has_draws else 0 for _, cell, _ in entries]),
+        "heads": stack.heads,
+        **_at(tap, layer),
+    }
+
+
+def _noise(
+    graph: InterventionGraph, architecture: Architecture, pair: EncodedPair, draws: list[int], std: float
+) -> dict[str, Any]:
+    seeds = [derived_seed(graph.seed, "image_embeds noise", pair.pair.id, draw) for draw in range(draws_of(graph))]
+    return {"do": "add", "seeds": seeds, "index": torch.tensor(draws), "std": std, **_at(architecture.image.embeds)}
+
+
+def _has_noise(graph: InterventionGraph, run: str) -> bool:
+    return any(edit.kind == "add_noise" for edit in graph.run(run).edits)
+
+
+def derived_seed(seed: int, purpose: str, example: str, draw: int) -> int:
+    """A seed for one purpose, example and draw, the same whatever else is run."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{example}/{draw}".encode()).digest()[:7])
+
+
+def _key(run: str, tap: Tap, layer: int) -> str:
+    return f"{run}.{tap.path.format(layer=layer)}.{tap.end}"
+
+
+def _at(tap: Tap, layer: int = 0) -> dict[str, Any]:
+    return {"path": tap.path.format(layer=layer), "end": tap.end, "part": tap.part}
+
+
+def _order(architecture: Architecture) -> Any:
+    """Sort key of operations: the order in which the model computes their places."""
+    places: list[tuple[str, str]] = []
+    for stack in architecture.stacks:
+        for layer in range(stack.layers):
+            places += [(tap.path.format(layer=layer), tap.end) for tap in stack.taps.values()]
+        if stack.name == "vision":
+            places += [(path, "output") for path in architecture.image.bypass]
+            places.append((architecture.image.embeds.path, architecture.image.embeds.end))
+    rank = {place: i for i, place in enumerate(places)}
+    step = {"add": 0, "replace": 1, "keep_whole": 2, "read": 2}
+    return lambda operation: (rank[operation["path"], operation["end"]], step[operation["do"]])
+
+
+def check_cells(
+    graph: InterventionGraph, architecture: Architecture, pair: EncodedPair, cells: Sequence[Cell]
+) -> dict[str, Cell]:
+    """Cells whose outcome is known beforehand: replaced by nothing, by the run's own value, and everywhere.
+
+    Returns
+    -------
+    dict
+        `nothing` and `itself` must give the base run's metric; each ``everything in STACK`` the other run's.
+    """
+    first = cells[0]
+    known = {
+        "nothing": replace(first, layers=()),
+        "itself": replace(cells[len(cells) // 2], source=graph.base),
+    }
+    for site in sites_of(graph):
+        stack = architecture.locate(site)[0]
+        if stack.name == "vision" and graph.run("corrupted").on == "corrupted_text":
+            continue  # the image is the same in both runs: all of it is not all that differs
+        if stack.name == "vision" and graph.dimension("draw"):
+            continue  # the noise comes after the vision stack
+        everywhere = Chosen("all", tuple(range(len(pair.positions[stack.name].positions))))
+        layer = stack.last_layer
+        known[f"everything in {stack.name}"] = Cell(
+            f"{stack.name}.resid_post", layer, (layer,), None, everywhere, 0, graph.origin
+        )
+    return known

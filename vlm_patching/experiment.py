@@ -1,0 +1,314 @@
+"""`Experiment`: the frozen spec. YAML and JSON in and out; its content hash is its identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from vlm_patching.errors import SpecError, nearest
+
+if TYPE_CHECKING:
+    from vlm_patching.graph import InterventionGraph
+
+METRIC_NAMES = ("probability", "log_probability", "logit_difference")
+CORRUPTION_KINDS = ("semantic_image_pair", "symmetric_token_replacement", "gaussian_noise")
+DATASET_NAMES = ("shapes", "folder")
+DTYPE_NAMES = ("float32", "float16", "bfloat16")
+_DESCRIPTIVE = {"name", "source", "deviations"}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+def _one_of(what: str, names: tuple[str, ...]) -> Any:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"{name!r} is no {what}.{nearest(name, names)} Known: {', '.join(names)}.")
+        return name
+
+    return check
+
+
+class ModelSpec(_Section):
+    """Which model: bundled name, local folder or hub id; its revision, dtype, and transformers' device_map."""
+
+    name: str
+    revision: str | None = None
+    dtype: str = "float32"
+    device_map: str | None = None
+
+    _dtype = field_validator("dtype")(_one_of("dtype", DTYPE_NAMES))
+
+
+class PairsSpec(_Section):
+    """Which pairs.
+
+    Attributes
+    ----------
+    dataset, n, seed
+        As `load_pairs` takes them.
+    keep
+        `clean_correct`: sweep only pairs whose clean run answers right. `clean_correct_corrupted_wrong`: and whose corrupted
+        run does not. `all`: every pair.
+    path
+        Dataset folder: where the pairs are.
+    questions, aligned
+        Dataset shapes: kinds of question; same length within a kind.
+    """
+
+    dataset: str
+    n: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    keep: Literal["clean_correct", "all", "clean_correct_corrupted_wrong"] = "clean_correct"
+    path: str | None = None
+    questions: tuple[str, ...] | None = None
+    aligned: bool | None = None
+
+    _dataset = field_validator("dataset")(_one_of("dataset", DATASET_NAMES))
+
+    def options(self) -> dict[str, Any]:
+        """The dataset's own options that were given."""
+        given = {"path": self.path, "questions": self.questions, "aligned": self.aligned}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class CorruptionSpec(_Section):
+    """What corrupts the corrupted run.
+
+    Attributes
+    ----------
+    kind
+        `semantic_image_pair`, `symmetric_token_replacement` or `gaussian_noise`.
+    site
+        Noise: where it is added.
+    k
+        Noise: its standard deviation, in standard deviations of the clean values over all pairs.
+    std
+        Noise: its standard deviation in absolute units, in place of k.
+    draws
+        Noise: how many seeded draws; every cell of a pair gets the same ones.
+    """
+
+    kind: str
+    site: Literal["image_embeds"] | None = None
+    k: float | None = Field(default=None, gt=0)
+    std: float | None = Field(default=None, gt=0)
+    draws: int | None = Field(default=None, ge=1)
+
+    _kind = field_validator("kind")(_one_of("corruption", CORRUPTION_KINDS))
+
+    @model_validator(mode="after")
+    def _noise_settings_only_for_noise(self) -> Self:
+        if self.kind != "gaussian_noise":
+            given = [name for name in ("site", "k", "std", "draws") if getattr(self, name) is not None]
+            if given:
+                raise ValueError(f"{', '.join(given)} belong to gaussian_noise, not to {self.kind}.")
+        elif self.k is not None and self.std is not None:
+            raise ValueError("give either k (relative) or std (absolute), not both.")
+        return self
+
+
+class PatchSpec(_Section):
+    """What is swept: every site × layer × head × position, one cell at a time.
+
+    Attributes
+    ----------
+    sites
+        As ``stack.component``.
+    layers, heads
+        `all`, a list, or "start:stop".
+    positions
+        Selectors of `vlm_patching.positions`: group names, ``each:`` a group, indices, or `all`.
+    window
+        How many layers around each are patched together.
+    direction
+        `denoise`: clean values into the corrupted run. `noise`: corrupted values into the clean run.
+    """
+
+    sites: tuple[str, ...] = Field(min_length=1)
+    layers: Literal["all"] | str | tuple[int, ...] = "all"
+    heads: Literal["all"] | str | tuple[int, ...] = "all"
+    positions: Literal["all"] | str | tuple[str | int, ...] = ("last",)
+    window: int = Field(default=1, ge=1)
+    direction: Literal["denoise", "noise"] = "denoise"
+
+    @field_validator("layers", "heads")
+    @classmethod
+    def _range(cls, value: str | tuple[int, ...]) -> str | tuple[int, ...]:
+        if isinstance(value, str) and value != "all":
+            start, colon, stop = value.partition(":")
+            if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+                raise ValueError(f"{value!r} is neither 'all', a list of numbers, nor 'start:stop' with start < stop.")
+        elif not value:
+            raise ValueError("is empty; give 'all', a list of numbers, or 'start:stop'.")
+        return value
+
+    @field_validator("positions")
+    @classmethod
+    def _tuple(cls, value: str | tuple[str | int, ...]) -> tuple[str | int, ...]:
+        value = (value,) if isinstance(value, str) else value
+        if not value:
+            raise ValueError("is empty; give group names, token indices, or 'all'.")
+        return value
+
+    @field_validator("sites", "positions")
+    @classmethod
+    def _no_repeats(cls, value: tuple[str | int, ...]) -> tuple[str | int, ...]:
+        repeated = [v for i, v in enumerate(value) if v in value[:i]]
+        if repeated:
+            raise ValueError(f"names {repeated[0]!r} twice.")
+        return value
+
+
+class Experiment(_Section):
+    """One experiment, whole: which model, pairs, corruption, sweep and metrics.
+
+    Attributes
+    ----------
+    name
+        What results and figures are called.
+    source, deviations
+        The publication it follows, and where it departs from it on purpose.
+
+    Examples
+    --------
+    >>> experiment = Experiment.from_spec("palit2023")
+    >>> experiment.model.name
+    'shapes-blip'
+    """
+
+    name: str = Field(min_length=1)
+    model: ModelSpec
+    pairs: PairsSpec
+    corruption: CorruptionSpec
+    patch: PatchSpec
+    metrics: tuple[str, ...] = Field(default=("probability", "logit_difference"), min_length=1)
+    seed: int = 0
+    source: str | None = None
+    deviations: tuple[str, ...] = ()
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            _one_of("metric", METRIC_NAMES)(name)
+        return tuple(dict.fromkeys(names))
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = "experiment") -> Experiment:
+        """Check a mapping and make the experiment of it; `SpecError` names the field, the value and what is allowed."""
+        if not isinstance(data, Mapping):
+            raise SpecError(
+                f"{where}: a mapping with the keys {', '.join(cls.model_fields)} is expected, not {data!r}."
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise SpecError(f"{where}: " + " ".join(_explain(e, data) for e in error.errors())) from error
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> Experiment:
+        """Read a YAML (or JSON) file. `changes` maps dotted keys ("pairs.n") to values that replace the file's."""
+        path = Path(path)
+        if not path.is_file():
+            raise SpecError(f"Spec file {path} does not exist.")
+        return cls._from_text(path.read_text(encoding="utf-8"), str(path), changes)
+
+    @classmethod
+    def from_spec(cls, spec: str | Path, changes: Mapping[str, Any] | None = None) -> Experiment:
+        """Read a preset by its name, or a YAML file by its path."""
+        from vlm_patching.presets import presets
+
+        known = presets()
+        if str(spec) in known:
+            return cls.from_yaml(known[str(spec)], changes)
+        if Path(spec).is_file():
+            return cls.from_yaml(spec, changes)
+        raise SpecError(
+            f"{str(spec)!r} is neither a file nor a preset.{nearest(spec, known)} Presets: {', '.join(known)}."
+        )
+
+    @classmethod
+    def _from_text(cls, text: str, where: str, changes: Mapping[str, Any] | None) -> Experiment:
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SpecError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+        for key, value in (changes or {}).items():
+            data = _changed(data, key.split("."), value, key)
+        return cls.from_dict(data, where)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; settings that were left out stay out."""
+        data: dict[str, Any] = json.loads(self.model_dump_json(exclude_none=True))
+        return data
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Experiment:
+        """The inverse of `to_json`."""
+        return cls._from_text(text, "JSON", None)
+
+    @property
+    def id(self) -> str:
+        """Content hash over all that decides the numbers: 16 hexadecimal digits."""
+        content = {key: value for key, value in self.to_dict().items() if key not in _DESCRIPTIVE}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def graph(self) -> InterventionGraph:
+        """The deferred intervention graph of this experiment, resolved against its model's architecture.
+
+        Needs the model's configuration, not its weights.
+        """
+        from vlm_patching.graph.lower import lower
+        from vlm_patching.models import describe_model
+
+        return lower(self, describe_model(self.model.name, self.model.revision).architecture)
+
+
+def _changed(data: Any, keys: list[str], value: Any, whole: str) -> Any:
+    if data is not None and not isinstance(data, Mapping):
+        raise SpecError(f"Cannot set {whole}: {keys[0]!r} would go into {data!r}, which is not a mapping.")
+    data = dict(data or {})
+    data[keys[0]] = value if len(keys) == 1 else _changed(data.get(keys[0]), keys[1:], value, whole)
+    return data
+
+
+def _explain(error: Any, data: Any) -> str:
+    """One sentence of one of pydantic's errors: field, value, what is allowed, nearest match."""
+    location = [str(part) for part in error["loc"] if not _is_union_branch(part, error)]
+    where = ".".join(location) or "the spec"
+    if error["type"] == "extra_forbidden":
+        section: Any = Experiment
+        for part in location[:-1]:
+            section = section.model_fields[part].annotation
+        known = list(section.model_fields)
+        return f"Unknown key {where!r}.{nearest(location[-1], known)} Known here: {', '.join(known)}."
+    if error["type"] == "missing":
+        return f"{where} is missing."
+    if error["type"] == "literal_error":
+        return f"{where}: {error['input']!r} is not allowed.{nearest(error['input'], error['ctx']['expected'].replace(chr(39), '').replace(' or ', ', ').split(', '))} Allowed: {error['ctx']['expected']}."
+    message = error["msg"].removeprefix("Value error, ")
+    shown = "" if error["type"] == "value_error" else f" (it is {error['input']!r})"
+    return f"{where}: {message}{shown}"
+
+
+def _is_union_branch(part: Any, error: Any) -> bool:
+    return isinstance(part, str) and ("[" in part or part in ("str", "int", "literal"))

@@ -1,0 +1,98 @@
+"""Experiment + architecture → graph. Names are checked here; positions are resolved per example when the graph runs."""
+
+from __future__ import annotations
+
+from vlm_patching.errors import SpecError
+from vlm_patching.experiment import Experiment
+from vlm_patching.graph.ir import Dimension, Edit, InterventionGraph, Place, Read, Run, Selector
+from vlm_patching.models.architecture import HEAD_COMPONENTS, Architecture
+from vlm_patching.pairs import CORRUPTED_INPUT
+
+DEFAULT_NOISE_K, DEFAULT_NOISE_DRAWS = 3.0, 10
+
+
+def lower(experiment: Experiment, architecture: Architecture) -> InterventionGraph:
+    """The graph of an experiment on a model.
+
+    Raises
+    ------
+    SpecError
+        A site that the model lacks, layers, heads or a window out of range, or sites with and without heads in one sweep.
+    """
+    patch, corruption = experiment.patch, experiment.corruption
+    located = [architecture.locate(site) for site in patch.sites]
+    stacks = [stack for stack, _ in located]
+    with_heads = [component in HEAD_COMPONENTS for _, component in located]
+    if any(with_heads) and not all(with_heads):
+        raise SpecError(
+            f"patch.sites {', '.join(patch.sites)} mixes single heads with whole modules; a sweep is over one or the other."
+        )
+    if patch.heads != "all" and not any(with_heads):
+        raise SpecError(f"patch.heads is {list(patch.heads)}, but {', '.join(patch.sites)} has no heads.")
+    shallow = min(stacks, key=lambda stack: stack.layers)
+    if patch.window > shallow.layers:
+        raise SpecError(f"patch.window is {patch.window}, longer than the {shallow.layers} layers of {shallow.name}.")
+    layers = _numbers("layers", patch.layers, {stack.name: stack.layers for stack in stacks})
+    dimensions = [Dimension("site", tuple(patch.sites)), Dimension("layer", layers)]
+    if any(with_heads):
+        heads = _numbers("heads", patch.heads, {stack.name: stack.heads for stack in stacks})
+        dimensions.append(Dimension("head", heads))
+    dimensions.append(Dimension("position", patch.positions))
+    noise: tuple[Edit, ...] = ()
+    if corruption.kind == "gaussian_noise":
+        draws = corruption.draws or DEFAULT_NOISE_DRAWS
+        dimensions.append(Dimension("draw", tuple(range(draws))))
+        relative = corruption.std is None
+        std = corruption.std if corruption.std is not None else corruption.k or DEFAULT_NOISE_K
+        noise = (Edit("add_noise", Place("image_embeds"), std=std, relative=relative),)
+    place = Place(
+        site=_symbol("site", patch.sites),
+        layer="layer",
+        head="head" if any(with_heads) else None,
+        position=_symbol("position", patch.positions),
+        window=patch.window,
+    )
+    draw = ("draw",) if noise else ()
+    denoise = patch.direction == "denoise"
+    read = (Read("z", place),)
+    clean = Run("clean", "clean", reads=read if denoise else ())
+    corrupted = Run("corrupted", CORRUPTED_INPUT[corruption.kind], draw, noise, () if denoise else read)
+    replace = Edit("replace", place, source="clean.z" if denoise else "corrupted.z")
+    swept = tuple(d.name for d in dimensions)
+    patched = Run(
+        "patched",
+        corrupted.on if denoise else "clean",
+        swept,
+        (*noise, replace) if denoise else (replace,),
+    )
+    return InterventionGraph(
+        name=experiment.name,
+        runs=(clean, corrupted, patched),
+        dimensions=tuple(dimensions),
+        metrics=experiment.metrics,
+        direction=patch.direction,
+        keep=experiment.pairs.keep,
+        seed=experiment.seed,
+    )
+
+
+def _symbol(name: str, values: tuple[Selector, ...]) -> str:
+    """A dimension's name, or its value where it has only one that is text."""
+    return values[0] if len(values) == 1 and isinstance(values[0], str) else name
+
+
+def _numbers(what: str, wanted: str | tuple[int, ...], available: dict[str, int]) -> tuple[int, ...]:
+    """Layers or heads out of `all`, a list or "start:stop"; `SpecError` where the model does not have them."""
+    most, least = max(available.values()), min(available.values())
+    if wanted == "all":
+        return tuple(range(most))
+    if isinstance(wanted, str):
+        start, stop = map(int, wanted.split(":"))
+        wanted = tuple(range(start, stop))
+    for number in wanted:
+        if not 0 <= number < least:
+            name = min(available, key=lambda stack: available[stack])
+            raise SpecError(f"patch.{what} has {number}, but {name} has {what} 0 to {available[name] - 1}.")
+    if len(set(wanted)) != len(wanted):
+        raise SpecError(f"patch.{what} names a number twice: {list(wanted)}.")
+    return tuple(wanted)

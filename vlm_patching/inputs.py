@@ -1,0 +1,232 @@
+"""Pair + model description → tensors, and what every position is. Everything here works without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vlm_patching.errors import SpecError
+from vlm_patching.models.load import ModelDescription
+from vlm_patching.pairs import Pair, Prompt, prompt_for
+from vlm_patching.positions import Position, StackPositions, overlaps, patch_boxes
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """A pair as a model gets it.
+
+    Attributes
+    ----------
+    pair
+        What was encoded.
+    inputs
+        Kind of input (`clean`, `corrupted_image`, ...) → the forward pass's tensors, batch of one.
+    positions
+        Stack → its positions, of the clean prompt; corrupted prompts are aligned with it token by token.
+    answer, foil
+        First token of each, as it follows the prompt.
+    """
+
+    pair: Pair
+    inputs: Mapping[str, Mapping[str, torch.Tensor]]
+    positions: Mapping[str, StackPositions]
+    answer: int
+    foil: int
+
+
+def encode_pair(pair: Pair, description: ModelDescription, kinds: tuple[str, ...]) -> EncodedPair:
+    """Process a pair's prompts with the model's own processor and find its positions.
+
+    Parameters
+    ----------
+    pair
+        What to encode.
+    description
+        The model, without weights.
+    kinds
+        Which inputs the runs need: `clean`, `corrupted`, `corrupted_image`, `corrupted_text`.
+
+    Raises
+    ------
+    SpecError
+        Clean and corrupted prompt of different token length, or answer and foil with the same first token.
+    """
+    try:
+        clean = _Encoding(prompt_for(pair, "clean"), description)
+        inputs = {"clean": clean.tensors}
+        for kind in kinds:
+            if kind == "clean":
+                continue
+            other = _Encoding(prompt_for(pair, kind), description)
+            if len(other.tokens) != len(clean.tokens):
+                raise SpecError(
+                    f"clean and corrupted prompt must align token by token, but have {len(clean.tokens)} and "
+                    f"{len(other.tokens)} tokens: {clean.prompt.text!r} and {other.prompt.text!r}. Choose a replacement "
+                    "with the same number of tokens."
+                )
+            inputs[kind] = other.tensors
+        answer, foil = (_first_token(clean, word, description) for word in (pair.answer, pair.foil))
+        if answer == foil:
+            token = description.processor.tokenizer.convert_ids_to_tokens(answer)
+            raise SpecError(
+                f"answer {pair.answer!r} and foil {pair.foil!r} have the same first token {token!r}, so metrics of the "
+                "first token cannot tell them apart"
+            )
+        return EncodedPair(pair, inputs, _positions(pair, clean, description), answer, foil)
+    except SpecError as error:
+        raise SpecError(f"Pair {pair.id!r}: {error}") from error
+
+
+class _Encoding:
+    """One prompt's tensors, tokens and their character ranges in the text that the tokenizer saw."""
+
+    def __init__(self, prompt: Prompt, description: ModelDescription) -> None:
+        processor = description.processor
+        self.prompt = prompt
+        self.picture = prompt.picture()
+        self.image_token = getattr(processor, "image_token", None) if description.architecture.image.inline else None
+        if self.image_token and self.image_token in prompt.text:
+            raise SpecError(
+                f"the text holds the image mark {self.image_token!r}, which is put in by the model's template"
+            )
+        templated = _templated(prompt.text, description)
+        encoded = processor(images=self.picture, text=templated, return_tensors="pt")
+        self.tensors = {name: encoded[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+        text = description.config.text_config
+        if not description.architecture.image.inline:
+            self.tensors["decoder_input_ids"] = torch.tensor([[text.bos_token_id]])
+        ids = encoded["input_ids"][0].tolist()
+        self.text = templated
+        if self.image_token:
+            image_id = processor.tokenizer.convert_tokens_to_ids(self.image_token)
+            self.text = templated.replace(self.image_token, self.image_token * ids.count(image_id))
+        again = processor.tokenizer(self.text, return_offsets_mapping=True)
+        if again["input_ids"] != ids:
+            raise SpecError("the processor's tokens are not its tokenizer's, so spans cannot be found in them")
+        self.ids: list[int] = ids
+        self.offsets: list[tuple[int, int]] = [tuple(o) for o in again["offset_mapping"]]
+        self.tokens: list[str] = processor.tokenizer.convert_ids_to_tokens(ids)
+        self.start = self.text.rfind(prompt.text)
+
+    def covering(self, start: int, end: int) -> tuple[int, ...]:
+        """Indices of the tokens that share a character with a range of the user's text."""
+        start, end = start + self.start, end + self.start
+        return tuple(i for i, (a, b) in enumerate(self.offsets) if a < end and start < b)
+
+
+def _templated(text: str, description: ModelDescription) -> str:
+    """The user's text inside the model's chat template, where it has one."""
+    processor = description.processor
+    if not getattr(processor, "chat_template", None):
+        if description.architecture.image.inline:
+            raise SpecError(f"model {description.name!r} has no chat template that says where its image goes")
+        return text
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
+
+
+def _first_token(clean: _Encoding, word: str, description: ModelDescription) -> int:
+    """The token that comes first where a word is the model's answer to the prompt."""
+    tokenizer: Any = description.processor.tokenizer
+    if not description.architecture.image.inline:
+        return int(tokenizer(word.strip(), add_special_tokens=False)["input_ids"][0])
+    longer = tokenizer(f"{clean.text} {word.strip()}")["input_ids"]
+    if longer[: len(clean.ids)] != clean.ids or len(longer) == len(clean.ids):
+        raise SpecError(f"{word!r} does not follow the prompt as tokens of its own, so its first token is not defined")
+    return int(longer[len(clean.ids)])
+
+
+def _positions(pair: Pair, clean: _Encoding, description: ModelDescription) -> dict[str, StackPositions]:
+    entry = description.architecture.image
+    boxes = patch_boxes(clean.picture.size, entry.rows, entry.columns, crop=_crops(description))
+    patches = [
+        Position(f"r{row}c{col}", "image", _region_of(box, pair), "<patch>", row, col, box)
+        for (row, col), box in zip(
+            [(r, c) for r in range(entry.rows) for c in range(entry.columns)], boxes, strict=True
+        )
+    ]
+    stacks = {"vision": _vision(pair, patches, entry.class_token)}
+    marks = [i for i, token in enumerate(clean.tokens) if token == clean.image_token] if entry.inline else []
+    if entry.inline and len(marks) != len(patches):
+        raise SpecError(
+            f"{len(marks)} image positions in the prompt, but a grid of {entry.rows} × {entry.columns} patches"
+        )
+    name = description.architecture.text_stack
+    stacks[name] = _text(pair, clean, name, dict(zip(marks, patches, strict=False)), description)
+    if not entry.inline:
+        start = clean.tensors["decoder_input_ids"][0].tolist()
+        token = description.processor.tokenizer.convert_ids_to_tokens(start)[0]
+        decoding = Position("decoding", "text", "decoding", token)
+        stacks["answer_decoder"] = StackPositions("answer_decoder", (decoding,), {"decoding": (0,), "last": (0,)})
+    return stacks
+
+
+def _crops(description: ModelDescription) -> bool:
+    return bool(getattr(description.processor.image_processor, "do_center_crop", False))
+
+
+def _region_of(box: tuple[int, int, int, int], pair: Pair) -> str:
+    inside = [(_area(region), name) for name, region in pair.regions.items() if overlaps(box, region)]
+    return min(inside)[1] if inside else "image"
+
+
+def _area(box: tuple[int, int, int, int]) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _image_groups(pair: Pair, patches: Mapping[int, Position]) -> dict[str, tuple[int, ...]]:
+    """`image`, `image:<region>` for each region, and `image:other`: patches outside every region."""
+    groups = {"image": tuple(patches)}
+    for name, region in pair.regions.items():
+        groups[f"image:{name}"] = tuple(i for i, patch in patches.items() if patch.box and overlaps(patch.box, region))
+    if pair.regions:
+        covered = {i for name in pair.regions for i in groups[f"image:{name}"]}
+        groups["image:other"] = tuple(i for i in patches if i not in covered)
+    return {name: indices for name, indices in groups.items() if indices}
+
+
+def _vision(pair: Pair, patches: list[Position], class_token: bool) -> StackPositions:
+    front = [Position("cls", "image", "cls", "<cls>")] if class_token else []
+    groups = _image_groups(pair, {i + len(front): patch for i, patch in enumerate(patches)})
+    if class_token:
+        groups["cls"] = (0,)
+    return StackPositions("vision", (*front, *patches), groups)
+
+
+def _text(
+    pair: Pair, clean: _Encoding, stack: str, patches: Mapping[int, Position], description: ModelDescription
+) -> StackPositions:
+    spans = {name: clean.covering(*span) for name, span in pair.spans.items()}
+    for name, indices in spans.items():
+        if not indices:
+            raise SpecError(f"span {name!r} covers no token of {clean.prompt.text!r}")
+    question = clean.covering(0, len(clean.prompt.text))
+    special = set(description.processor.tokenizer.all_special_ids)
+    positions = []
+    for i, token in enumerate(clean.tokens):
+        if i in patches:
+            patch = patches[i]
+            positions.append(Position(str(i), "image", patch.role, token, patch.row, patch.col, patch.box))
+            continue
+        named = [(len(indices), name) for name, indices in spans.items() if i in indices]
+        role = (
+            min(named)[1]
+            if named
+            else "question"
+            if i in question
+            else "special"
+            if clean.ids[i] in special
+            else "template"
+        )
+        positions.append(Position(str(i), "text", role, token))
+    groups = {
+        **spans,
+        "question": question,
+        "text": tuple(i for i in range(len(positions)) if i not in patches),
+        "last": (len(positions) - 1,),
+        **_image_groups(pair, patches),
+    }
+    return StackPositions(stack, tuple(positions), {name: indices for name, indices in groups.items() if indices})

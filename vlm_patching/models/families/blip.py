@@ -1,0 +1,65 @@
+"""BLIP for question answering: image encoder → question encoder (cross-attends to the image) → answer decoder
+(cross-attends to the question). Post-norm: ``*_block_out`` is the residual stream after a block's norm."""
+
+from __future__ import annotations
+
+from transformers import BlipConfig
+
+from vlm_patching.models.architecture import Architecture, ImageEntry, Stack, Tap
+
+
+def describe(config: BlipConfig) -> Architecture:
+    """The map of a `BlipForQuestionAnswering`."""
+    vision, text = config.vision_config, config.text_config
+    side = vision.image_size // vision.patch_size
+
+    def text_stack(name: str, layer: str) -> Stack:
+        taps = {
+            "resid_pre": Tap(layer, "input"),
+            "attn_context": Tap(f"{layer}.attention.output.dense", "input"),
+            "attn_out": Tap(f"{layer}.attention.output.dense", "output"),
+            "attn_block_out": Tap(f"{layer}.attention.output", "output"),
+            "cross_attn_context": Tap(f"{layer}.crossattention.output.dense", "input"),
+            "cross_attn_out": Tap(f"{layer}.crossattention.output.dense", "output"),
+            "cross_attn_block_out": Tap(f"{layer}.crossattention.output", "output"),
+            "mlp_neuron": Tap(f"{layer}.output.dense", "input"),
+            "mlp_out": Tap(f"{layer}.output.dense", "output"),
+            "mlp_block_out": Tap(f"{layer}.output", "output"),
+            "resid_post": Tap(layer, "output"),
+        }
+        return Stack(name, text.num_hidden_layers, text.num_attention_heads, taps, text.num_hidden_layers - 1)
+
+    vision_layer = "vision_model.encoder.layers.{layer}"
+    vision_taps = {
+        "resid_pre": Tap(vision_layer, "input"),
+        "attn_context": Tap(f"{vision_layer}.self_attn.projection", "input"),
+        "attn_out": Tap(f"{vision_layer}.self_attn.projection", "output"),
+        "mlp_neuron": Tap(f"{vision_layer}.mlp.fc2", "input"),
+        "mlp_out": Tap(f"{vision_layer}.mlp.fc2", "output"),
+        "resid_post": Tap(vision_layer, "output"),
+    }
+    return Architecture(
+        family="blip",
+        model_class="BlipForQuestionAnswering",
+        stacks=(
+            Stack(
+                "vision",
+                vision.num_hidden_layers,
+                vision.num_attention_heads,
+                vision_taps,
+                vision.num_hidden_layers - 1,
+            ),
+            text_stack("question_encoder", "text_encoder.encoder.layer.{layer}"),
+            text_stack("answer_decoder", "text_decoder.bert.encoder.layer.{layer}"),
+        ),
+        image=ImageEntry(
+            embeds=Tap("vision_model", "output", "last_hidden_state"),
+            bypass=(),
+            rows=side,
+            columns=side,
+            class_token=True,
+            inline=False,
+        ),
+        text_stack="question_encoder",
+        readout=Tap("text_decoder", "output", "logits"),
+    )

@@ -1,0 +1,95 @@
+"""Clean/corrupted pairs of prompts, with the spans and regions that positions are named by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from vlm_patching.errors import SpecError
+
+Span = tuple[int, int]
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An image and a text.
+
+    Attributes
+    ----------
+    image
+        A picture, or the path of one (read when it is needed).
+    text
+        The question, as the user writes it; a model's chat template is put around it later.
+    """
+
+    image: Image.Image | Path
+    text: str
+
+    def picture(self) -> Image.Image:
+        """The image in RGB; `SpecError` where its file is missing or broken."""
+        if isinstance(self.image, Image.Image):
+            return self.image.convert("RGB")
+        try:
+            with Image.open(self.image) as image:
+                return image.convert("RGB")
+        except FileNotFoundError as error:
+            raise SpecError(f"Image {self.image} does not exist.") from error
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise SpecError(f"Image {self.image} cannot be read as a picture: {error}") from error
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A clean prompt, its corrupted counterpart, and what is measured between them.
+
+    Attributes
+    ----------
+    id
+        Unique within a dataset; the `example` coordinate of results.
+    clean, corrupted
+        The two prompts. Which of the corrupted prompt's image and text a run takes is the corruption's choice.
+    answer, foil
+        The correct answer to the clean prompt, and the wrong answer it is measured against.
+    spans, spans_corrupted
+        Character ranges by name, [start, end), of the clean and of the corrupted text.
+    regions
+        Pixel boxes by name, x0, y0, x1, y1 (ends excluded), of the clean image.
+
+    Raises
+    ------
+    SpecError
+        A span that is not in the text, an empty region, or an answer equal to its foil.
+    """
+
+    id: str
+    clean: Prompt
+    corrupted: Prompt
+    answer: str
+    foil: str
+    spans: Mapping[str, Span] = field(default_factory=dict)
+    spans_corrupted: Mapping[str, Span] = field(default_factory=dict)
+    regions: Mapping[str, Box] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for text, spans in ((self.clean.text, self.spans), (self.corrupted.text, self.spans_corrupted)):
+            for name, (start, end) in spans.items():
+                if not 0 <= start < end <= len(text):
+                    raise SpecError(
+                        f"Pair {self.id!r}: span {name!r} is [{start}, {end}], which is not in the text {text!r} "
+                        f"of {len(text)} characters; a span is [start, end) with 0 <= start < end <= {len(text)}."
+                    )
+        for name, (x0, y0, x1, y1) in self.regions.items():
+            if not (0 <= x0 < x1 and 0 <= y0 < y1):
+                raise SpecError(
+                    f"Pair {self.id!r}: region {name!r} is [{x0}, {y0}, {x1}, {y1}], which holds no pixel; "
+                    "a region is [x0, y0, x1, y1] with x0 < x1 and y0 < y1."
+                )
+        for name, word in (("answer", self.answer), ("foil", self.foil)):
+            if not word.strip():
+                raise SpecError(f"Pair {self.id!r}: the {name} is empty.")
+        if self.answer.strip() == self.foil.strip():
+            raise SpecError(f"Pair {self.id!r}: answer and foil are both {self.answer!r}; they must differ.")

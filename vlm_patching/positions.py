@@ -1,0 +1,143 @@
+"""What every position of a stack is: modality, role, token; for image positions row, column and pixel box.
+
+Positions are chosen by selectors: a group's name (all of its positions are patched together, as one cell), ``each:`` and a
+group (one cell a position), ``all`` (``each`` of every position of the stack) or a token index (negative from the end).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vlm_patching.errors import SpecError, nearest
+from vlm_patching.pairs.pair import Box
+
+Selector = str | int
+
+
+@dataclass(frozen=True)
+class Position:
+    """One position of a stack.
+
+    Attributes
+    ----------
+    label
+        Its value on the `position` dimension: the index in a text stack, ``r0c3`` for a patch, `cls`, `decoding`.
+    modality
+        `text` or `image`.
+    role
+        Name of the narrowest span or region it lies in, else `question`, `template`, `special`, `image`.
+    token
+        The token's text.
+    row, col
+        Place in the patch grid, counted from the top left; -1 where there is none.
+    box
+        What it covers of the original picture, in pixels.
+    """
+
+    label: str
+    modality: str
+    role: str
+    token: str
+    row: int = -1
+    col: int = -1
+    box: Box | None = None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What one selector means in one example: indices that are patched together, under one label."""
+
+    label: str
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StackPositions:
+    """All positions of one stack in one example, and its groups: name → indices."""
+
+    stack: str
+    positions: tuple[Position, ...]
+    groups: Mapping[str, tuple[int, ...]]
+
+    def choose(self, selector: Selector) -> list[Chosen]:
+        """The cells' positions that a selector stands for.
+
+        Raises
+        ------
+        SpecError
+            An index past the end, or a group that this example does not have; what it has is listed.
+        """
+        if isinstance(selector, int):
+            if not -len(self.positions) <= selector < len(self.positions):
+                raise SpecError(
+                    f"position {selector} does not exist: the {self.stack} has {len(self.positions)} positions"
+                )
+            return [Chosen(str(selector), (selector % len(self.positions),))]
+        name = selector.removeprefix("each:")
+        if selector == "all":
+            indices = tuple(range(len(self.positions)))
+        elif name in self.groups:
+            indices = self.groups[name]
+        else:
+            known = [*self.groups, "all"]
+            raise SpecError(
+                f"the {self.stack} has no position group {name!r}.{nearest(name, known)} It has: {', '.join(known)}"
+            )
+        if selector == "all" or selector.startswith("each:"):
+            return [Chosen(self.positions[i].label, (i,)) for i in indices]
+        if len(indices) == 1 and self.positions[indices[0]].label == "decoding":
+            return [Chosen("decoding", indices)]
+        return [Chosen(name, indices)]
+
+    def describe(self, chosen: Chosen) -> Position:
+        """What a chosen label is: a single position's own description, or what its positions have in common."""
+        members = [self.positions[i] for i in chosen.indices]
+        if len(members) == 1:
+            return members[0]
+        tokens = " ".join(dict.fromkeys(m.token for m in members)) if members[0].modality == "image" else _join(members)
+        boxes = [m.box for m in members if m.box]
+        union = None
+        if boxes:
+            x0, y0, x1, y1 = zip(*boxes, strict=True)
+            union = (min(x0), min(y0), max(x1), max(y1))
+        modality = members[0].modality if len({m.modality for m in members}) == 1 else "mixed"
+        return Position(chosen.label, modality, chosen.label, tokens, box=union)
+
+
+def _join(members: Sequence[Position]) -> str:
+    return " ".join(m.token for m in members)
+
+
+def patch_boxes(size: tuple[int, int], rows: int, columns: int, crop: bool) -> list[Box]:
+    """The pixel box of the original picture that each patch covers, row by row.
+
+    Parameters
+    ----------
+    size
+        Width and height of the original picture.
+    rows, columns
+        The patch grid.
+    crop
+        True where the picture was scaled by its shorter side and cropped in the middle, False where it was stretched.
+    """
+    width, height = size
+    x_start, y_start, seen_width, seen_height = 0.0, 0.0, float(width), float(height)
+    if crop:
+        seen_width = seen_height = float(min(width, height))
+        x_start, y_start = (width - seen_width) / 2, (height - seen_height) / 2
+    return [
+        (
+            round(x_start + seen_width * col / columns),
+            round(y_start + seen_height * row / rows),
+            round(x_start + seen_width * (col + 1) / columns),
+            round(y_start + seen_height * (row + 1) / rows),
+        )
+        for row in range(rows)
+        for col in range(columns)
+    ]
+
+
+def overlaps(box: Box, region: Box) -> bool:
+    """Whether any pixel of a patch lies in a region."""
+    return box[0] < region[2] and region[0] < box[2] and box[1] < region[3] and region[1] < box[3]
