@@ -1,0 +1,81 @@
+"""Say where to intervene in a vision-language model, and get a labelled dataset of what it did back.
+
+>>> import vlm_patching as vp
+>>> experiment = vp.Experiment.from_spec("palit2023")
+>>> print(experiment.graph())  # doctest: +SKIP
+>>> ds = vp.run(experiment, store="palit2023.zarr")  # doctest: +SKIP
+>>> vp.plot.heatmap(ds)  # doctest: +SKIP
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlm_patching import plots as plot
+    from vlm_patching.analysis import effect, total_effect
+    from vlm_patching.errors import CheckError, RunError, SpecError
+    from vlm_patching.experiment import Experiment
+    from vlm_patching.graph import InterventionGraph
+    from vlm_patching.models import bundled_models, describe_model, load_model
+    from vlm_patching.pairs import Pair, Prompt, load_pairs
+    from vlm_patching.catalog import presets
+    from vlm_patching.results import load_results
+    from vlm_patching.pipeline import run
+
+_HOME = {
+    "CheckError": "errors",
+    "Experiment": "experiment",
+    "InterventionGraph": "graph",
+    "Pair": "pairs",
+    "Prompt": "pairs",
+    "RunError": "errors",
+    "SpecError": "errors",
+    "bundled_models": "models",
+    "describe_model": "models",
+    "effect": "analysis",
+    "load_model": "models",
+    "load_pairs": "pairs",
+    "load_results": "results",
+    "presets": "catalog",
+    "run": "pipeline",
+    "total_effect": "analysis",
+}
+
+__all__ = [
+    "CheckError",
+    "Experiment",
+    "InterventionGraph",
+    "Pair",
+    "Prompt",
+    "RunError",
+    "SpecError",
+    "bundled_models",
+    "describe_model",
+    "effect",
+    "load_model",
+    "load_pairs",
+    "load_results",
+    "plot",
+    "presets",
+    "run",
+    "total_effect",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plot":
+        value: Any = importlib.import_module("vlm_patching.plots")
+    elif name in _HOME:
+        value = getattr(importlib.import_module(f"vlm_patching.{_HOME[name]}"), name)
+    else:
+        raise AttributeError(f"module 'vlm_patching' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -229,7 +229,7 @@ class Experiment(_Section):
     @classmethod
     def from_spec(cls, spec: str | Path, changes: Mapping[str, Any] | None = None) -> Experiment:
         """Read a preset by its name, or a YAML file by its path."""
-        from vlm_patching.presets import presets
+        from vlm_patching.catalog import presets
 
         known = presets()
         if str(spec) in known:

@@ -1,7 +1,9 @@
 """The two bundled models before training: configurations, initial weights, tokenizers and processors.
 
 Initial weights decide whether so small a model learns to bind colour to shape at all: every matrix starts at
-N(0, 1/fan_in), token embeddings at N(0, 1), position embeddings at N(0, 0.5²); transformers' default (0.02) does not get there.
+N(0, 1/fan_in), token embeddings at N(0, 1), text position embeddings at N(0, 0.5²), a patch's position embedding at the sum of
+its row's and its column's, each N(0, 1); transformers' default (0.02) does not get there. Pixels are normed so that the
+background is near 0: otherwise what all patches share drowns where each of them lies, and places are never learnt.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from transformers import (
 )
 
 from vlm_patching.pairs.shapes.questions import PLURALS
-from vlm_patching.pairs.shapes.scene import CELL, COLORS, IMAGE_SIZE, SHAPES, SIZES
+from vlm_patching.pairs.shapes.scene import CELL, COLORS, GRID, IMAGE_SIZE, SHAPES, SIZES
 
+PIXEL_MEAN, PIXEL_STD = 0.9, 0.5
 WIDTH, HEADS, TEXT_LAYERS, VISION_LAYERS, TEXT_MLP = 64, 4, 6, 2, 192
 TEMPLATE_WORDS = (
     "? : user assistant what color shape size is the object objects a or on at to of left right top bottom above below "
@@ -55,7 +58,7 @@ def _build_blip() -> tuple[PreTrainedModel, ProcessorMixin]:
     tokenizer = BertTokenizer(vocab=vocabulary, bos_token="[DEC]")
     tokenizer.model_max_length = 64
     image_processor = BlipImageProcessorPil(
-        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[PIXEL_MEAN] * 3, image_std=[PIXEL_STD] * 3
     )
     text = {
         "vocab_size": len(vocabulary),
@@ -112,8 +115,8 @@ def _build_llava() -> tuple[PreTrainedModel, ProcessorMixin]:
     image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE},
         crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
+        image_mean=[PIXEL_MEAN] * 3,
+        image_std=[PIXEL_STD] * 3,
     )
     processor = LlavaProcessor(
         image_processor,
@@ -165,5 +168,9 @@ def initialise(model: PreTrainedModel) -> None:
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.5 if "position" in name else 1.0)
     for name, parameter in model.named_parameters():
-        if name.endswith(("position_embedding", "class_embedding")):
+        if name.endswith("class_embedding"):
             nn.init.normal_(parameter, std=0.5)
+        elif name.endswith(("vision_model.embeddings.position_embedding", "embeddings.position_embedding.weight")):
+            rows, columns = torch.randn(2, GRID, WIDTH)
+            grid = (rows[:, None] + columns[None]).flatten(0, 1)
+            parameter.data = torch.cat([torch.randn(1, WIDTH), grid]).reshape(parameter.shape)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from build import build
+from build import PIXEL_MEAN, PIXEL_STD, build
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
@@ -32,7 +32,7 @@ BATCH, WARMUP, SAVE_EVERY = 128, 300, 500
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NAMES, help="models to train")
-    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=9_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--checkpoints", type=Path, default=Path("results/training"))
@@ -76,7 +76,8 @@ def train(name: str, bar_position: int, arguments: argparse.Namespace) -> None:
         kinds = rng.choices(KINDS, weights=[WEIGHTS.get(kind, 1.0) for kind in KINDS], k=BATCH)
         scenes, questions = zip(*(sample(rng, kind) for kind in kinds), strict=True)
         pictures = np.stack([np.asarray(render(scene)) for scene in scenes])
-        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(arguments.device).float() / 127.5 - 1
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(arguments.device).float() / 255
+        pixels = (pixels - PIXEL_MEAN) / PIXEL_STD
         loss, correct = forward(model, processor, pixels, [q.text for q in questions], [q.answer for q in questions])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

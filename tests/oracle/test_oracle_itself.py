@@ -232,6 +232,17 @@ def test_a_linear_map_may_be_patched_at_either_end(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_mlp_neurons_are_the_intermediate_layer(name: str) -> None:
+    c = case(name)
+    text = c.model.config.text_config
+    sites = [site for site in all_sites(c.model) if site.endswith("mlp_neuron")]
+    values = run(c.model, c.base, read=[(site, 0) for site in sites])[1]
+    assert len(sites) == (2 if name in BLIP else 1)
+    assert text.intermediate_size != text.hidden_size
+    assert all(value.shape[-1] == text.intermediate_size for value in values.values())
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_contributions_read_add_up_to_the_residual_stream(name: str) -> None:
     c = case(name)
     values = run(c.model, c.base, read=[(s, 0) for s in all_sites(c.model) if "." in s] + [("vision.resid_pre", 1)])[1]

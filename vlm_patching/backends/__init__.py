@@ -1,0 +1,1 @@
+"""Local, remote and parallel ways to run a graph."""

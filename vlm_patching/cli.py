@@ -1,0 +1,205 @@
+"""The command line: thin commands over the Python API.
+
+Exit code 0: done; 1: a run that failed (the store keeps what is done); 2: a bad spec or argument.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from vlm_patching.errors import RunError, SpecError, unknown
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file, or a preset's name.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the spec; may be repeated."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+_debug = False
+
+
+@app.callback()
+def _options(debug: Debug = False) -> None:
+    global _debug
+    _debug = debug
+
+
+@app.command()
+def run(
+    spec: Spec,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The store; results/NAME.zarr where not given.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="Where the model runs: local.")] = "local",
+    changes: Changes = None,
+    checks: Annotated[bool, typer.Option(help="Trust checks on the first kept example.")] = True,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own choice where not given.")] = None,
+) -> None:
+    """Run an experiment; a run that was cut off goes on where it stopped."""
+    import vlm_patching as vp
+    from vlm_patching.pipeline import use_threads
+
+    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes))
+    if threads:
+        use_threads(threads)
+    store = output or Path("results") / f"{experiment.name}.zarr"
+    ds = vp.run(experiment, backend=backend, store=store)
+    dropped = ds.sizes["example"] - ds.attrs["examples_kept"]
+    print(f"{store}: {ds.attrs['examples_kept']} of {ds.sizes['example']} pairs kept, {dropped} dropped.")
+
+
+@app.command()
+def graph(
+    spec: Spec,
+    changes: Changes = None,
+    as_json: AsJson = False,
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flow chart.")] = False,
+) -> None:
+    """Show the deferred intervention graph of an experiment."""
+    import vlm_patching as vp
+
+    drawn = vp.Experiment.from_spec(spec, _parse_changes(changes)).graph()
+    print(drawn.to_json() if as_json else drawn.to_mermaid() if mermaid else drawn)
+
+
+@app.command()
+def plot(
+    store: Annotated[Path, typer.Argument(help="A store that `run` has written.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The figure; STORE with .png where not given.")
+    ] = None,
+    metric: Annotated[str, typer.Option(help="Which metric's effect.")] = "probability",
+    site: Annotated[str | None, typer.Option(help="Only this site.")] = None,
+    position: Annotated[str | None, typer.Option(help="Heads: at which position.")] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Shares of the total effect.")] = False,
+) -> None:
+    """Draw a store's heatmap."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import vlm_patching as vp
+
+    output = output or store.with_suffix(".png")
+    known = [f".{name}" for name in ("png", "pdf", "svg", "jpg")]
+    if output.suffix not in known:
+        raise unknown("kind of figure", output.suffix, known)
+    ds = vp.load_results(store)
+    if "head" in ds.dims:
+        figure = vp.plot.heads(ds, metric, site=site, position=position, normalize=normalize)
+    elif position is not None:
+        raise SpecError("--position is for sweeps of heads; a heatmap shows every position.")
+    else:
+        figure = vp.plot.heatmap(ds, metric, site=site, normalize=normalize)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=150)
+    print(output)
+
+
+@app.command()
+def presets(as_json: AsJson = False) -> None:
+    """List the experiments that ship with the package."""
+    import vlm_patching as vp
+
+    rows = []
+    for name in vp.presets():
+        spec = vp.Experiment.from_spec(name)
+        rows.append(
+            {
+                "name": name,
+                "model": spec.model.name,
+                "corruption": spec.corruption.kind,
+                "sites": ", ".join(spec.patch.sites),
+                "source": (spec.source or "").strip(),
+            }
+        )
+    _show(rows, as_json, ("name", "model", "corruption", "sites"))
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the bundled models and what they have."""
+    import vlm_patching as vp
+
+    rows = []
+    for name, folder in vp.bundled_models().items():
+        architecture = vp.describe_model(name).architecture
+        rows.append(
+            {
+                "name": name,
+                "family": architecture.family,
+                "stacks": ", ".join(f"{s.name} ({s.layers} layers × {s.heads} heads)" for s in architecture.stacks),
+                "sites": architecture.sites(),
+                "folder": str(folder),
+            }
+        )
+    _show(rows, as_json, ("name", "family", "stacks"))
+
+
+@app.command()
+def datasets(as_json: AsJson = False) -> None:
+    """List the datasets of pairs."""
+    from vlm_patching.pairs import DATASETS
+
+    rows = [{"name": name, "about": d.about, "options": ", ".join(d.options)} for name, d in DATASETS.items()]
+    _show(rows, as_json, ("name", "about", "options"))
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool, columns: tuple[str, ...]) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(*columns, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(str(row[column]) for column in columns))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _parse_changes(changes: list[str] | None) -> dict[str, Any]:
+    parsed = {}
+    for change in changes or []:
+        key, equals, value = change.partition("=")
+        if not equals or not all(key.split(".")):
+            raise SpecError(f"--set {change!r}: KEY.PATH=VALUE is expected, as in --set pairs.n=8.")
+        try:
+            parsed[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SpecError(f"--set {change!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+    return parsed
+
+
+def main() -> None:
+    """Run the command line; errors become one paragraph and an exit code."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except SpecError as error:
+        _report(error, 2)
+    except RunError as error:
+        _report(error, 1)
+    except KeyboardInterrupt:
+        print("\nStopped; what is done is in the store, and the same command goes on from there.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _report(error: Exception, code: int) -> None:
+    if _debug:
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

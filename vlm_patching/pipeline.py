@@ -1,0 +1,219 @@
+"""Experiment → graph → program → backend → dataset: the whole way, one example after the other."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import xarray as xr
+from tqdm import tqdm
+
+from vlm_patching.backends.local import execute, image_embeds_std
+from vlm_patching.backends.plan import Settings, cells_of, program, sites_of
+from vlm_patching.errors import SpecError, unknown
+from vlm_patching.experiment import Experiment
+from vlm_patching.graph import InterventionGraph
+from vlm_patching.graph.lower import lower
+from vlm_patching.inputs import EncodedPair, encode_pair
+from vlm_patching.models import Architecture, Model, ModelDescription, describe_model, load_model
+from vlm_patching.pairs import Pair, check_corrupted, load_pairs
+from vlm_patching.results.checks import check_example
+from vlm_patching.results.dataset import example_values, reason, template
+from vlm_patching.results.provenance import model_attributes, planned_attributes
+from vlm_patching.results.store import MemoryStore, ZarrStore, check_same_weights
+
+BACKENDS = ("local",)
+
+
+def run(
+    what: Experiment | InterventionGraph | str | Path,
+    *,
+    model: Model | str | None = None,
+    inputs: Sequence[Pair] | None = None,
+    backend: str = "local",
+    store: str | Path | None = None,
+    batch_rows: int | None = None,
+    checks: bool = True,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Run an experiment, or a graph written by hand, and give back a labelled dataset.
+
+    Everything that can be wrong with the spec, the pairs or the store is found before the model is loaded.
+
+    Parameters
+    ----------
+    what
+        An experiment, a preset's name, a YAML file, or a graph (which then needs `model` and `inputs`).
+    model
+        A loaded model or a model's name; the experiment's own where not given.
+    inputs
+        Pairs; the experiment's own where not given.
+    backend
+        `local`.
+    store
+        Zarr folder. A run that was cut off goes on where it stopped, and ends with the same numbers.
+    batch_rows
+        Cells a forward pass; from the size of the model where not given. Does not change the numbers.
+    checks
+        Whether the first kept example's sweep is held against what must be true of it.
+    progress
+        Whether a progress bar shows examples, cells and time left.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dimensions example, site, layer, head, position, draw, as far as the sweep has them; for a metric m the variables m
+        (patched), m_clean, m_corrupted. See `vlm_patching.results.dataset`.
+
+    Raises
+    ------
+    SpecError
+        Something that was asked for cannot work.
+    RunError
+        The run failed on its way; what is done is in the store.
+    CheckError
+        A trust check failed.
+
+    Examples
+    --------
+    >>> ds = run("palit2023", store="palit2023.zarr")  # doctest: +SKIP
+    """
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    if batch_rows is not None and batch_rows < 1:
+        raise SpecError(f"batch_rows must be at least 1, not {batch_rows}.")
+    if isinstance(what, str | Path):
+        what = Experiment.from_spec(what)
+    experiment = what if isinstance(what, Experiment) else None
+    if isinstance(what, InterventionGraph) and (model is None or inputs is None):
+        raise SpecError("A graph says neither its model nor its pairs: give run(graph, model=..., inputs=pairs).")
+    description = _description(experiment, model)
+    graph = lower(experiment, description.architecture) if experiment else what
+    assert isinstance(graph, InterventionGraph)
+    for site in sites_of(graph):
+        description.architecture.locate(site)
+    pairs = list(inputs) if inputs is not None else _pairs(experiment)
+    encoded = check_pairs(graph, description, pairs)
+    blank = template(graph, description.architecture, encoded)
+    blank.attrs = planned_attributes(experiment, graph, description)
+    results = ZarrStore(store, blank) if store is not None else MemoryStore(blank)
+    if not isinstance(model, Model):
+        spec = experiment.model if experiment else None
+        model = load_model(
+            description,
+            dtype=spec.dtype if spec else "float32",
+            device_map=spec.device_map if spec else None,
+        )
+    if store is not None:
+        check_same_weights(store, results.attributes, model.digest)
+    results.annotate(model_attributes(model, backend))
+    _sweep(graph, model, pairs, encoded, blank, results, Settings(rows=batch_rows), checks, progress)
+    return results.load()
+
+
+def check_pairs(graph: InterventionGraph, description: ModelDescription, pairs: Sequence[Pair]) -> list[EncodedPair]:
+    """Refuse pairs that cannot be run; give them back with their positions (and without pixels, to save memory)."""
+    if not pairs:
+        raise SpecError("There are no pairs to run.")
+    check_corrupted(pairs, graph.run("corrupted").on)
+    ids = [pair.id for pair in pairs]
+    repeated = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
+    if repeated:
+        raise SpecError(f"Pair ids must be unique; {repeated[0]!r} is used more than once.")
+    encoded = []
+    for pair in pairs:
+        ready = encode_pair(pair, description, _inputs_of(graph))
+        for site in sites_of(graph):
+            _check_positions(graph, description.architecture, ready, site)
+        encoded.append(EncodedPair(pair, {}, ready.positions, ready.answer, ready.foil))
+    return encoded
+
+
+def _check_positions(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair, site: str) -> None:
+    from vlm_patching.backends.plan import chosen_positions
+
+    try:
+        chosen_positions(graph, architecture, site, pair)
+    except SpecError as error:
+        raise SpecError(f"Pair {pair.pair.id!r}, site {site}: {error}.") from error
+
+
+def _description(experiment: Experiment | None, model: Model | str | None) -> ModelDescription:
+    if isinstance(model, Model):
+        return model.description
+    if isinstance(model, str):
+        return describe_model(model)
+    assert experiment is not None
+    return describe_model(experiment.model.name, experiment.model.revision)
+
+
+def _pairs(experiment: Experiment | None) -> list[Pair]:
+    assert experiment is not None
+    spec = experiment.pairs
+    return load_pairs(spec.dataset, n=spec.n, seed=spec.seed, **spec.options())
+
+
+def _inputs_of(graph: InterventionGraph) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(run.on for run in graph.runs))
+
+
+def _sweep(
+    graph: InterventionGraph,
+    model: Model,
+    pairs: Sequence[Pair],
+    encoded: Sequence[EncodedPair],
+    blank: xr.Dataset,
+    results: MemoryStore | ZarrStore,
+    settings: Settings,
+    checks: bool,
+    progress: bool,
+) -> None:
+    description, start = model.description, time.monotonic()
+    architecture, decode = description.architecture, description.processor.tokenizer.convert_ids_to_tokens
+    attributes = results.attributes
+    noise_std = _noise_std(graph, model, pairs, attributes)
+    if noise_std:
+        results.annotate({"noise_std": noise_std})
+    todo = [i for i, done in enumerate(results.done()) if not done]
+    unchecked = checks and "checks" not in attributes
+    total = sum(len(cells_of(graph, architecture, encoded[i])) for i in todo)
+    with tqdm(total=total, unit="cell", desc=graph.name, disable=not progress, dynamic_ncols=True) as bar:
+        for count, i in enumerate(todo, start=1):
+            bar.set_postfix_str(f"example {count}/{len(todo)}")
+            pair = encode_pair(pairs[i], description, _inputs_of(graph))
+            cells = cells_of(graph, architecture, pair)
+            found = execute(model, [program(graph, architecture, pair, cells, noise_std, settings)])[0]
+            if unchecked and found["kept"]:
+                outcome = check_example(model, graph, pair, cells, found, noise_std)
+                results.annotate({"checks": json.dumps(outcome)})
+                unchecked = False
+            results.write(i, example_values(blank, graph, cells, found), reason(graph, pair, found, decode))
+            bar.update(len(cells))
+    spent = float(attributes.get("wall_seconds", 0.0)) + time.monotonic() - start
+    kept = sum(label == "kept" for label in results.load()["kept"].values)
+    results.annotate({"wall_seconds": round(spent, 3), "examples_kept": kept, "examples": len(pairs)})
+
+
+def _noise_std(graph: InterventionGraph, model: Model, pairs: Sequence[Pair], attributes: dict[str, object]) -> float:
+    """The graph's noise in absolute units: given so, or in standard deviations of the clean embeddings of all pairs."""
+    noise = next((edit for run in graph.runs for edit in run.edits if edit.kind == "add_noise"), None)
+    if noise is None or noise.std is None:
+        return 0.0
+    if not noise.relative:
+        return noise.std
+    if "noise_std" in attributes:
+        return float(str(attributes["noise_std"]))
+    architecture = model.description.architecture
+    sums = [
+        program(graph, architecture, encode_pair(pair, model.description, _inputs_of(graph)), [], 0.0, Settings())
+        for pair in pairs
+    ]
+    return noise.std * image_embeds_std(model, sums)
+
+
+def use_threads(count: int) -> None:
+    """Limit torch to a number of CPU threads; more than the cores that are free is many times slower."""
+    torch.set_num_threads(count)

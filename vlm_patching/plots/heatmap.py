@@ -1,0 +1,153 @@
+"""Heatmaps of effects: layer × position, and layer × head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vlm_patching.analysis import effect
+from vlm_patching.errors import SpecError, unknown
+from vlm_patching.plots.labels import effect_label, position_labels, subtitle
+
+_COLORS = "RdBu_r"
+
+
+def heatmap(
+    ds: xr.Dataset,
+    metric: str = "probability",
+    *,
+    site: str | None = None,
+    normalize: bool = False,
+    ax: Axes | None = None,
+) -> Figure:
+    """Mean effect of each layer × position; a panel for every site.
+
+    Parameters
+    ----------
+    ds
+        What `vp.run` gave, of a sweep without heads.
+    metric
+        One of the dataset's metrics.
+    site
+        Only this one; needed with `ax` where the dataset has several.
+    normalize
+        Show shares of the total effect.
+    ax
+        Axes to draw in; a new figure where not given.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Red where a cell carries the answer, blue where it works against it, grey where a cell was not run. All panels have
+        one colour scale, symmetric about 0.
+    """
+    if "head" in ds.dims:
+        raise SpecError("This dataset is of heads; plot.heads draws it.")
+    values = mean_effect(ds, metric, normalize)
+    return _panels(ds, values, "position", position_labels(ds), metric, site, normalize, ax)
+
+
+def heads(
+    ds: xr.Dataset,
+    metric: str = "probability",
+    *,
+    site: str | None = None,
+    position: str | None = None,
+    normalize: bool = False,
+    ax: Axes | None = None,
+) -> Figure:
+    """Mean effect of each layer × head at one position (the only one where not given); see `heatmap`."""
+    if "head" not in ds.dims:
+        raise SpecError("This dataset has no heads; plot.heatmap draws it.")
+    labels = [str(label) for label in ds["position"].values]
+    if position is None and len(labels) > 1:
+        raise SpecError(f"Name one position of {', '.join(labels)}.")
+    if position is not None and position not in labels:
+        raise unknown("position in this dataset", position, labels)
+    values = mean_effect(ds, metric, normalize).sel(position=position or labels[0])
+    return _panels(ds, values, "head", [str(h) for h in ds["head"].values], metric, site, normalize, ax)
+
+
+def mean_effect(ds: xr.Dataset, metric: str, normalize: bool) -> xr.DataArray:
+    """Effect, mean over kept examples and draws; NaN where no kept example has the cell."""
+    values = effect(ds, metric, normalize)
+    return values.mean([d for d in ("example", "draw") if d in values.dims], skipna=True)
+
+
+def _panels(
+    ds: xr.Dataset,
+    values: xr.DataArray,
+    across: str,
+    labels: list[str],
+    metric: str,
+    site: str | None,
+    normalize: bool,
+    ax: Axes | None,
+) -> Figure:
+    sites = [str(s) for s in ds["site"].values]
+    if site is not None and site not in sites:
+        raise unknown("site in this dataset", site, sites)
+    shown = [site] if site else sites
+    if ax is not None and len(shown) > 1:
+        raise SpecError(f"One axes holds one site; name it: {', '.join(sites)}.")
+    limit = float(np.nanmax(np.abs(values.sel(site=shown).values), initial=0.0)) or 1.0
+    if ax is not None:
+        _panel(ax, values.sel(site=shown[0]), across, labels, limit, effect_label(metric, normalize))
+        return ax.get_figure(root=True)  # type: ignore[return-value]
+    present = {s: _present(values.sel(site=s), across) for s in shown}
+    width = sum(0.55 * max(int(keep.sum()), 3) + 0.6 for keep in present.values()) + 1.6
+    figure, axes = plt.subplots(
+        1,
+        len(shown),
+        figsize=(max(width, 6), 0.42 * ds.sizes["layer"] + 2.4),
+        squeeze=False,
+        layout="constrained",
+        gridspec_kw={"width_ratios": [max(int(keep.sum()), 3) for keep in present.values()]},
+    )
+    for i, (name, panel) in enumerate(zip(shown, axes[0], strict=True)):
+        keep = present[name]
+        kept_labels = [label for label, wanted in zip(labels, keep, strict=True) if wanted]
+        bar = effect_label(metric, normalize) if i == len(shown) - 1 else None
+        _panel(panel, values.sel(site=name).isel({across: np.flatnonzero(keep)}), across, kept_labels, limit, bar)
+        if i:
+            panel.set_ylabel("")
+    figure.suptitle(f"{ds.attrs.get('name', '')}\n{subtitle(ds, metric)}", fontsize=10)
+    return figure
+
+
+def _present(values: xr.DataArray, across: str) -> np.ndarray:
+    """Which entries of a dimension a site has any value at; all of them where it has none."""
+    present = np.asarray(values.notnull().any("layer").transpose(across).values)
+    return present if present.any() else np.ones_like(present)
+
+
+def _panel(ax: Axes, values: xr.DataArray, across: str, labels: list[str], limit: float, bar: str | None) -> None:
+    table = values.transpose("layer", across)
+    table = table.isel(layer=np.flatnonzero(table.notnull().any(across).values)) if table.notnull().any() else table
+    options: dict[str, Any] = {"cbar_kws": {"label": bar}} if bar else {}
+    sns.heatmap(
+        table.values[::-1],
+        ax=ax,
+        cmap=_COLORS,
+        vmin=-limit,
+        vmax=limit,
+        cbar=bool(bar),
+        xticklabels=labels,
+        yticklabels=[str(v) for v in table["layer"].values[::-1]],
+        linewidths=0.4,
+        linecolor="white",
+        **options,
+    )
+    ax.set_facecolor("0.85")
+    ax.set_title(str(values["site"].values), fontsize=10)
+    ax.set_xlabel(across)
+    ax.set_ylabel("layer")
+    ax.tick_params(axis="y", rotation=0)
+    if max(map(len, labels), default=0) > 2:
+        plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")

@@ -1,0 +1,44 @@
+"""What coordinates are called on a figure, apart from how they are drawn."""
+
+from __future__ import annotations
+
+import xarray as xr
+
+METRIC_LABELS = {
+    "probability": "probability of the answer",
+    "log_probability": "log-probability of the answer",
+    "logit_difference": "logit difference, answer - foil",
+}
+
+
+def position_labels(ds: xr.Dataset) -> list[str]:
+    """A label for each position: its token where all kept examples agree, else the roles it has there."""
+    kept = ds["kept"].values == "kept"
+    labels = []
+    for i, label in enumerate(ds["position"].values):
+        tokens = {t for t in ds["token"].values[kept, i] if t}
+        roles = sorted({r for r in ds["role"].values[kept, i] if r})
+        modality = {m for m in ds["modality"].values[kept, i] if m}
+        if len(tokens) == 1 and modality != {"image"} and roles != [label]:
+            labels.append(tokens.pop())
+        elif roles == [label] or not roles or modality == {"image"}:
+            labels.append(str(label))
+        else:
+            labels.append(f"[{'|'.join(roles)}]".replace("answer_option|foil_option", "option"))
+    return labels
+
+
+def effect_label(metric: str, normalized: bool) -> str:
+    """What the colour bar shows."""
+    name = METRIC_LABELS.get(metric, metric)
+    return f"share of the total effect\n({name})" if normalized else f"indirect effect on\n{name}"
+
+
+def subtitle(ds: xr.Dataset, metric: str) -> str:
+    """Model, direction and how many examples the means are over."""
+    from vlm_patching.analysis import total_effect
+
+    kept = int((ds["kept"] == "kept").sum())
+    direction = "restored" if ds.attrs.get("direction") == "denoise" else "corrupted"
+    mean = float(total_effect(ds, metric).mean())
+    return f"{ds.attrs.get('model', '')}: cells {direction}, mean of {kept} of {ds.sizes['example']} pairs, total effect {mean:.3g}"
