@@ -1,8 +1,10 @@
-"""Models that the tests share: the two bundled ones, and randomly initialised ones of other shapes, with real processors."""
+"""Models that the tests share: the two bundled ones, and randomly initialised ones of other shapes, with real
+processors."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import AutoProcessor
 
 import vlm_patching as vp
 from tests.oracle.patching import build_blip, build_llava
+from vlm_patching.models import Model
 
 BUNDLED = ("shapes-blip", "shapes-llava")
 RANDOM = ("random-blip", "random-llava")
@@ -32,7 +35,7 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def loaded(model_folders: dict[str, str]) -> dict[str, vp.models.Model]:  # type: ignore[name-defined]
+def loaded(model_folders: dict[str, str]) -> dict[str, Model]:
     """Name of a test model → the loaded model."""
     return {name: vp.load_model(folder) for name, folder in model_folders.items()}
 
@@ -92,7 +95,7 @@ def _random_llava(folder: Path) -> str:
     return _save(model, processor, folder)
 
 
-def _save(model: torch.nn.Module, processor: object, folder: Path) -> str:
-    model.save_pretrained(folder)  # type: ignore[operator]
-    processor.save_pretrained(folder)  # type: ignore[attr-defined]
+def _save(model: Any, processor: Any, folder: Path) -> str:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return str(folder)

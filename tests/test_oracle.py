@@ -1,7 +1,7 @@
 """Every site × corruption × metric × direction equals the straight-line oracle: plain hooks, one forward pass per cell.
 
-The oracle gets its own inputs from the processor, its own token positions and its own noise; the package is only asked for
-results.
+The oracle gets its own inputs from the processor, its own token positions and its own noise; the package is only
+asked for results.
 """
 
 from __future__ import annotations

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlm_patching import plots as plot
     from vlm_patching.analysis import effect, total_effect
+    from vlm_patching.catalog import presets
     from vlm_patching.errors import CheckError, RunError, SpecError
     from vlm_patching.experiment import Experiment
     from vlm_patching.graph import InterventionGraph
     from vlm_patching.models import bundled_models, describe_model, load_model
     from vlm_patching.pairs import Pair, Prompt, load_pairs
-    from vlm_patching.catalog import presets
-    from vlm_patching.results import load_results
     from vlm_patching.pipeline import run
+    from vlm_patching.results import load_results
 
 _HOME = {
     "CheckError": "errors",

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from vlm_patching.errors import RunError, SpecError, unknown
+from vlm_patching.validation import parse_yaml
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=f"{__doc__}\n--debug, anywhere: show the traceback of an error.",
+)
 
 Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file, or a preset's name.")]
 Changes = Annotated[
@@ -26,15 +33,6 @@ Changes = Annotated[
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the spec; may be repeated."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-_debug = False
-
-
-@app.callback()
-def _options(debug: Debug = False) -> None:
-    global _debug
-    _debug = debug
 
 
 @app.command()
@@ -55,10 +53,15 @@ def run(
     experiment = vp.Experiment.from_spec(spec, _parse_changes(changes))
     if threads:
         use_threads(threads)
-    store = output or Path("results") / f"{experiment.name}.zarr"
-    ds = vp.run(experiment, backend=backend, store=store)
-    dropped = ds.sizes["example"] - ds.attrs["examples_kept"]
-    print(f"{store}: {ds.attrs['examples_kept']} of {ds.sizes['example']} pairs kept, {dropped} dropped.")
+    file_name = re.sub(r"[^\w+-]+", "_", experiment.name)
+    store = output or Path("results") / f"{file_name}.zarr"
+    ds = vp.run(experiment, backend=backend, store=store, checks=checks)
+    print(f"{store}: {ds.attrs['examples_kept']} of {ds.sizes['example']} pairs kept.")
+    reasons = [label for label in ds["kept"].values.tolist() if label != "kept"]
+    for reason in reasons[:5]:
+        print(f"  {reason}")
+    if len(reasons) > 5:
+        print(f"  and {len(reasons) - 5} more; the coordinate `kept` has the reason of each.")
 
 
 @app.command()
@@ -71,6 +74,8 @@ def graph(
     """Show the deferred intervention graph of an experiment."""
     import vlm_patching as vp
 
+    if as_json and mermaid:
+        raise SpecError("--json and --mermaid are two ways to print a graph; give one.")
     drawn = vp.Experiment.from_spec(spec, _parse_changes(changes)).graph()
     print(drawn.to_json() if as_json else drawn.to_mermaid() if mermaid else drawn)
 
@@ -92,19 +97,22 @@ def plot(
     mpl.use("Agg")
     import vlm_patching as vp
 
-    output = output or store.with_suffix(".png")
-    known = [f".{name}" for name in ("png", "pdf", "svg", "jpg")]
-    if output.suffix not in known:
-        raise unknown("kind of figure", output.suffix, known)
     ds = vp.load_results(store)
+    output = output or store.resolve().with_suffix(".png")
+    known = [f".{name}" for name in ("png", "pdf", "svg", "jpg")]
+    if output.suffix.lower() not in known:
+        raise unknown("kind of figure", output.suffix, known)
     if "head" in ds.dims:
         figure = vp.plot.heads(ds, metric, site=site, position=position, normalize=normalize)
     elif position is not None:
         raise SpecError("--position is for sweeps of heads; a heatmap shows every position.")
     else:
         figure = vp.plot.heatmap(ds, metric, site=site, normalize=normalize)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=150)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output, dpi=150)
+    except OSError as error:
+        raise SpecError(f"The figure could not be written to {output}: {error}.") from error
     print(output)
 
 
@@ -173,31 +181,31 @@ def _parse_changes(changes: list[str] | None) -> dict[str, Any]:
         key, equals, value = change.partition("=")
         if not equals or not all(key.split(".")):
             raise SpecError(f"--set {change!r}: KEY.PATH=VALUE is expected, as in --set pairs.n=8.")
-        try:
-            parsed[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise SpecError(f"--set {change!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+        parsed[key] = parse_yaml(value, f"--set {change!r}: the value")
     return parsed
 
 
 def main() -> None:
     """Run the command line; errors become one paragraph and an exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app()
     except SpecError as error:
-        _report(error, 2)
+        _report(error, 2, debug)
     except RunError as error:
-        _report(error, 1)
+        _report(error, 1, debug)
     except KeyboardInterrupt:
         print("\nStopped; what is done is in the store, and the same command goes on from there.", file=sys.stderr)
         sys.exit(130)
 
 
-def _report(error: Exception, code: int) -> None:
-    if _debug:
-        raise error
-    print(f"error: {error}", file=sys.stderr)
+def _report(error: Exception, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    else:
+        print(f"error: {error}", file=sys.stderr)
     sys.exit(code)
 
 

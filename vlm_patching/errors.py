@@ -1,4 +1,5 @@
-"""The errors a user sees: one readable paragraph that names the field, the value, what is allowed and the nearest match."""
+"""The errors a user sees: one readable paragraph that names the field, the value, what is allowed and the nearest
+match."""
 
 from __future__ import annotations
 
@@ -32,5 +33,5 @@ def unknown(what: str, name: object, known: Iterable[object]) -> SpecError:
     >>> str(unknown("metric", "probabilty", ["probability", "log_probability"]))
     "Unknown metric 'probabilty'. Did you mean 'probability'? Known: probability, log_probability."
     """
-    known = [str(k) for k in known]
-    return SpecError(f"Unknown {what} {name!r}.{nearest(name, known)} Known: {', '.join(known) or 'none'}.")
+    names = [str(k) for k in known]
+    return SpecError(f"Unknown {what} {name!r}.{nearest(name, names)} Known: {', '.join(names) or 'none'}.")

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator, model_validator
 
 from vlm_patching.errors import SpecError, nearest
+from vlm_patching.metrics import METRICS
+from vlm_patching.pairs import CORRUPTED_INPUT, DATASETS
+from vlm_patching.validation import explain, one_of, parse_json, parse_yaml, read_text
 
 if TYPE_CHECKING:
     from vlm_patching.graph import InterventionGraph
 
-METRIC_NAMES = ("probability", "log_probability", "logit_difference")
-CORRUPTION_KINDS = ("semantic_image_pair", "symmetric_token_replacement", "gaussian_noise")
-DATASET_NAMES = ("shapes", "folder")
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 _DESCRIPTIVE = {"name", "source", "deviations"}
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -32,24 +33,51 @@ class _Section(BaseModel):
         return tuple(value) if isinstance(value, list) else value
 
 
-def _one_of(what: str, names: tuple[str, ...]) -> Any:
-    def check(name: str) -> str:
-        if name not in names:
-            raise ValueError(f"{name!r} is no {what}.{nearest(name, names)} Known: {', '.join(names)}.")
-        return name
+def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ValueError(f"names {value!r} twice.")
+    return values
 
-    return check
+
+def _numbers(value: Any) -> str | tuple[int, ...]:
+    """`all`, "start:stop" with start < stop, or a list of numbers."""
+    allowed = "give 'all', a list of whole numbers, or 'start:stop' with start < stop"
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+):(\d+)", value)
+        if value != "all" and not (found and int(found[1]) < int(found[2])):
+            raise ValueError(f"{value!r} is not understood; {allowed}.")
+        return value
+    if not isinstance(value, list | tuple) or any(type(number) is not int for number in value):
+        raise ValueError(f"{value!r} is not understood; {allowed}.")
+    if not value:
+        raise ValueError(f"is empty; {allowed}.")
+    return _unique(tuple(value))
+
+
+def _selectors(value: Any) -> tuple[str | int, ...]:
+    """Group names and token indices; one name may stand alone."""
+    value = (value,) if isinstance(value, str) else value
+    if not isinstance(value, list | tuple) or any(type(item) not in (int, str) for item in value):
+        raise ValueError(f"{value!r} is not understood; give a list of group names and token indices, or 'all'.")
+    if not value:
+        raise ValueError("is empty; give group names, token indices, or 'all'.")
+    return _unique(tuple(value))
+
+
+Numbers = Annotated[str | tuple[int, ...], PlainValidator(_numbers)]
+Selectors = Annotated[tuple[str | int, ...], PlainValidator(_selectors)]
 
 
 class ModelSpec(_Section):
     """Which model: bundled name, local folder or hub id; its revision, dtype, and transformers' device_map."""
 
-    name: str
+    name: str = Field(min_length=1)
     revision: str | None = None
     dtype: str = "float32"
     device_map: str | None = None
 
-    _dtype = field_validator("dtype")(_one_of("dtype", DTYPE_NAMES))
+    _dtype = field_validator("dtype")(one_of("dtype", DTYPE_NAMES))
 
 
 class PairsSpec(_Section):
@@ -60,8 +88,8 @@ class PairsSpec(_Section):
     dataset, n, seed
         As `load_pairs` takes them.
     keep
-        `clean_correct`: sweep only pairs whose clean run answers right. `clean_correct_corrupted_wrong`: and whose corrupted
-        run does not. `all`: every pair.
+        `clean_correct`: sweep only pairs whose clean run answers right. `clean_correct_corrupted_wrong`: and whose
+        corrupted run does not. `all`: every pair.
     path
         Dataset folder: where the pairs are.
     questions, aligned
@@ -76,7 +104,7 @@ class PairsSpec(_Section):
     questions: tuple[str, ...] | None = None
     aligned: bool | None = None
 
-    _dataset = field_validator("dataset")(_one_of("dataset", DATASET_NAMES))
+    _dataset = field_validator("dataset")(one_of("dataset", DATASETS))
 
     def options(self) -> dict[str, Any]:
         """The dataset's own options that were given."""
@@ -107,7 +135,7 @@ class CorruptionSpec(_Section):
     std: float | None = Field(default=None, gt=0)
     draws: int | None = Field(default=None, ge=1)
 
-    _kind = field_validator("kind")(_one_of("corruption", CORRUPTION_KINDS))
+    _kind = field_validator("kind")(one_of("corruption", CORRUPTED_INPUT))
 
     @model_validator(mode="after")
     def _noise_settings_only_for_noise(self) -> Self:
@@ -138,38 +166,13 @@ class PatchSpec(_Section):
     """
 
     sites: tuple[str, ...] = Field(min_length=1)
-    layers: Literal["all"] | str | tuple[int, ...] = "all"
-    heads: Literal["all"] | str | tuple[int, ...] = "all"
-    positions: Literal["all"] | str | tuple[str | int, ...] = ("last",)
+    layers: Numbers = "all"
+    heads: Numbers = "all"
+    positions: Selectors = ("last",)
     window: int = Field(default=1, ge=1)
     direction: Literal["denoise", "noise"] = "denoise"
 
-    @field_validator("layers", "heads")
-    @classmethod
-    def _range(cls, value: str | tuple[int, ...]) -> str | tuple[int, ...]:
-        if isinstance(value, str) and value != "all":
-            start, colon, stop = value.partition(":")
-            if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
-                raise ValueError(f"{value!r} is neither 'all', a list of numbers, nor 'start:stop' with start < stop.")
-        elif not value:
-            raise ValueError("is empty; give 'all', a list of numbers, or 'start:stop'.")
-        return value
-
-    @field_validator("positions")
-    @classmethod
-    def _tuple(cls, value: str | tuple[str | int, ...]) -> tuple[str | int, ...]:
-        value = (value,) if isinstance(value, str) else value
-        if not value:
-            raise ValueError("is empty; give group names, token indices, or 'all'.")
-        return value
-
-    @field_validator("sites", "positions")
-    @classmethod
-    def _no_repeats(cls, value: tuple[str | int, ...]) -> tuple[str | int, ...]:
-        repeated = [v for i, v in enumerate(value) if v in value[:i]]
-        if repeated:
-            raise ValueError(f"names {repeated[0]!r} twice.")
-        return value
+    _no_repeated_sites = field_validator("sites")(_unique)
 
 
 class Experiment(_Section):
@@ -203,28 +206,27 @@ class Experiment(_Section):
     @classmethod
     def _known_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            _one_of("metric", METRIC_NAMES)(name)
-        return tuple(dict.fromkeys(names))
+            one_of("metric", METRICS)(name)
+        return _unique(names)
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "experiment") -> Experiment:
         """Check a mapping and make the experiment of it; `SpecError` names the field, the value and what is allowed."""
         if not isinstance(data, Mapping):
-            raise SpecError(
-                f"{where}: a mapping with the keys {', '.join(cls.model_fields)} is expected, not {data!r}."
-            )
+            known = ", ".join(cls.model_fields)
+            raise SpecError(f"{where}: a mapping with the keys {known} is expected, not {data!r}.")
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise SpecError(f"{where}: " + " ".join(_explain(e, data) for e in error.errors())) from error
+            raise SpecError(f"{where}: {explain(error, _keys_at)}") from error
 
     @classmethod
     def from_yaml(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> Experiment:
         """Read a YAML (or JSON) file. `changes` maps dotted keys ("pairs.n") to values that replace the file's."""
         path = Path(path)
-        if not path.is_file():
+        if not _is_file(path):
             raise SpecError(f"Spec file {path} does not exist.")
-        return cls._from_text(path.read_text(encoding="utf-8"), str(path), changes)
+        return cls._from_data(parse_yaml(read_text(path), str(path)), str(path), changes)
 
     @classmethod
     def from_spec(cls, spec: str | Path, changes: Mapping[str, Any] | None = None) -> Experiment:
@@ -234,18 +236,14 @@ class Experiment(_Section):
         known = presets()
         if str(spec) in known:
             return cls.from_yaml(known[str(spec)], changes)
-        if Path(spec).is_file():
+        if _is_file(Path(spec)):
             return cls.from_yaml(spec, changes)
         raise SpecError(
             f"{str(spec)!r} is neither a file nor a preset.{nearest(spec, known)} Presets: {', '.join(known)}."
         )
 
     @classmethod
-    def _from_text(cls, text: str, where: str, changes: Mapping[str, Any] | None) -> Experiment:
-        try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise SpecError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    def _from_data(cls, data: Any, where: str, changes: Mapping[str, Any] | None) -> Experiment:
         for key, value in (changes or {}).items():
             data = _changed(data, key.split("."), value, key)
         return cls.from_dict(data, where)
@@ -264,7 +262,7 @@ class Experiment(_Section):
     @classmethod
     def from_json(cls, text: str) -> Experiment:
         """The inverse of `to_json`."""
-        return cls._from_text(text, "JSON", None)
+        return cls.from_dict(parse_json(text, "The experiment"))
 
     @property
     def id(self) -> str:
@@ -291,24 +289,16 @@ def _changed(data: Any, keys: list[str], value: Any, whole: str) -> Any:
     return data
 
 
-def _explain(error: Any, data: Any) -> str:
-    """One sentence of one of pydantic's errors: field, value, what is allowed, nearest match."""
-    location = [str(part) for part in error["loc"] if not _is_union_branch(part, error)]
-    where = ".".join(location) or "the spec"
-    if error["type"] == "extra_forbidden":
-        section: Any = Experiment
-        for part in location[:-1]:
-            section = section.model_fields[part].annotation
-        known = list(section.model_fields)
-        return f"Unknown key {where!r}.{nearest(location[-1], known)} Known here: {', '.join(known)}."
-    if error["type"] == "missing":
-        return f"{where} is missing."
-    if error["type"] == "literal_error":
-        return f"{where}: {error['input']!r} is not allowed.{nearest(error['input'], error['ctx']['expected'].replace(chr(39), '').replace(' or ', ', ').split(', '))} Allowed: {error['ctx']['expected']}."
-    message = error["msg"].removeprefix("Value error, ")
-    shown = "" if error["type"] == "value_error" else f" (it is {error['input']!r})"
-    return f"{where}: {message}{shown}"
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    """The keys of the section at a location of the spec."""
+    section: Any = Experiment
+    for part in location:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
 
 
-def _is_union_branch(part: Any, error: Any) -> bool:
-    return isinstance(part, str) and ("[" in part or part in ("str", "int", "literal"))
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False

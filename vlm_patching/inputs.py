@@ -64,8 +64,8 @@ def encode_pair(pair: Pair, description: ModelDescription, kinds: tuple[str, ...
             if len(other.tokens) != len(clean.tokens):
                 raise SpecError(
                     f"clean and corrupted prompt must align token by token, but have {len(clean.tokens)} and "
-                    f"{len(other.tokens)} tokens: {clean.prompt.text!r} and {other.prompt.text!r}. Choose a replacement "
-                    "with the same number of tokens."
+                    f"{len(other.tokens)} tokens: {clean.prompt.text!r} and {other.prompt.text!r}. "
+                    "Choose a replacement with the same number of tokens."
                 )
             inputs[kind] = other.tensors
         answer, foil = (_first_token(clean, word, description) for word in (pair.answer, pair.foil))
@@ -109,7 +109,26 @@ class _Encoding:
         self.ids: list[int] = ids
         self.offsets: list[tuple[int, int]] = [tuple(o) for o in again["offset_mapping"]]
         self.tokens: list[str] = processor.tokenizer.convert_ids_to_tokens(ids)
-        self.start = self.text.rfind(prompt.text)
+        self.start = self._start_of_users_text(description)
+        longest = text.max_position_embeddings
+        if len(ids) > longest:
+            raise SpecError(
+                f"the prompt has {len(ids)} tokens and {description.name!r} takes {longest}: {prompt.text[:80]!r}"
+            )
+
+    def _start_of_users_text(self, description: ModelDescription) -> int:
+        """Where the user's text begins in what the tokenizer saw; `SpecError` where the template changes the text."""
+        mark = "\u27e6text\u27e7"
+        before = _templated(mark, description).split(mark)[0]
+        if self.image_token:
+            count = self.text.count(self.image_token) // max(1, before.count(self.image_token))
+            before = before.replace(self.image_token, self.image_token * count)
+        if not self.text[len(before) :].startswith(self.prompt.text):
+            raise SpecError(
+                f"the model's chat template changes the text {self.prompt.text!r} (it may trim spaces), so spans "
+                "cannot be found in it"
+            )
+        return len(before)
 
     def covering(self, start: int, end: int) -> tuple[int, ...]:
         """Indices of the tokens that share a character with a range of the user's text."""
@@ -131,17 +150,21 @@ def _templated(text: str, description: ModelDescription) -> str:
 def _first_token(clean: _Encoding, word: str, description: ModelDescription) -> int:
     """The token that comes first where a word is the model's answer to the prompt."""
     tokenizer: Any = description.processor.tokenizer
-    if not description.architecture.image.inline:
-        return int(tokenizer(word.strip(), add_special_tokens=False)["input_ids"][0])
-    longer = tokenizer(f"{clean.text} {word.strip()}")["input_ids"]
-    if longer[: len(clean.ids)] != clean.ids or len(longer) == len(clean.ids):
+    if description.architecture.image.inline:
+        longer = tokenizer(f"{clean.text} {word.strip()}")["input_ids"]
+        tokens = longer[len(clean.ids) :] if longer[: len(clean.ids)] == clean.ids else []
+    else:
+        tokens = tokenizer(word.strip(), add_special_tokens=False)["input_ids"]
+    if not tokens:
         raise SpecError(f"{word!r} does not follow the prompt as tokens of its own, so its first token is not defined")
-    return int(longer[len(clean.ids)])
+    if tokens[0] == tokenizer.unk_token_id:
+        raise SpecError(f"{word!r} is not in the vocabulary of {description.name!r}, so it cannot be measured")
+    return int(tokens[0])
 
 
 def _positions(pair: Pair, clean: _Encoding, description: ModelDescription) -> dict[str, StackPositions]:
     entry = description.architecture.image
-    boxes = patch_boxes(clean.picture.size, entry.rows, entry.columns, crop=_crops(description))
+    boxes = patch_boxes(clean.picture.size, entry.rows, entry.columns, _crop(description))
     patches = [
         Position(f"r{row}c{col}", "image", _region_of(box, pair), "<patch>", row, col, box)
         for (row, col), box in zip(
@@ -164,8 +187,16 @@ def _positions(pair: Pair, clean: _Encoding, description: ModelDescription) -> d
     return stacks
 
 
-def _crops(description: ModelDescription) -> bool:
-    return bool(getattr(description.processor.image_processor, "do_center_crop", False))
+def _crop(description: ModelDescription) -> tuple[float, float] | None:
+    """Width and height that the processor cuts out, in lengths of the shorter side; None where it stretches."""
+    processor = description.processor.image_processor
+    if not getattr(processor, "do_center_crop", False):
+        return None
+    shorter = processor.size.get("shortest_edge") or min(processor.size["height"], processor.size["width"])
+    cut = processor.crop_size["width"] / shorter, processor.crop_size["height"] / shorter
+    if max(cut) > 1:
+        raise SpecError(f"the image processor pads pictures (crops {max(cut):.2g} of the shorter side): not supported")
+    return cut
 
 
 def _region_of(box: tuple[int, int, int, int], pair: Pair) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,11 @@ import xarray as xr
 from tqdm import tqdm
 
 from vlm_patching.backends.local import execute, image_embeds_std
-from vlm_patching.backends.plan import Settings, cells_of, program, sites_of
+from vlm_patching.backends.plan import Settings, cells_of, chosen_positions, program, rows_per_pass
 from vlm_patching.errors import SpecError, unknown
 from vlm_patching.experiment import Experiment
-from vlm_patching.graph import InterventionGraph
-from vlm_patching.graph.lower import lower
+from vlm_patching.graph import InterventionGraph, sites_of
+from vlm_patching.graph.lower import check_graph, lower
 from vlm_patching.inputs import EncodedPair, encode_pair
 from vlm_patching.models import Architecture, Model, ModelDescription, describe_model, load_model
 from vlm_patching.pairs import Pair, check_corrupted, load_pairs
@@ -65,8 +66,8 @@ def run(
     Returns
     -------
     xarray.Dataset
-        Dimensions example, site, layer, head, position, draw, as far as the sweep has them; for a metric m the variables m
-        (patched), m_clean, m_corrupted. See `vlm_patching.results.dataset`.
+        Dimensions example, site, layer, head, position, draw, as far as the sweep has them; for a metric m the
+        variables m (patched), m_clean, m_corrupted. See `vlm_patching.results.dataset`.
 
     Raises
     ------
@@ -87,18 +88,21 @@ def run(
         raise SpecError(f"batch_rows must be at least 1, not {batch_rows}.")
     if isinstance(what, str | Path):
         what = Experiment.from_spec(what)
+    if not isinstance(what, Experiment | InterventionGraph):
+        raise SpecError(f"run takes an Experiment, a graph, a preset's name or a YAML file, not {type(what).__name__}.")
+    if inputs is not None and not all(isinstance(pair, Pair) for pair in inputs):
+        raise SpecError("inputs must be pairs, as vp.load_pairs gives them.")
     experiment = what if isinstance(what, Experiment) else None
-    if isinstance(what, InterventionGraph) and (model is None or inputs is None):
+    if experiment is None and (model is None or inputs is None):
         raise SpecError("A graph says neither its model nor its pairs: give run(graph, model=..., inputs=pairs).")
     description = _description(experiment, model)
     graph = lower(experiment, description.architecture) if experiment else what
     assert isinstance(graph, InterventionGraph)
-    for site in sites_of(graph):
-        description.architecture.locate(site)
+    check_graph(graph, description.architecture)
     pairs = list(inputs) if inputs is not None else _pairs(experiment)
     encoded = check_pairs(graph, description, pairs)
     blank = template(graph, description.architecture, encoded)
-    blank.attrs = planned_attributes(experiment, graph, description)
+    blank.attrs = planned_attributes(experiment, graph, description, pairs)
     results = ZarrStore(store, blank) if store is not None else MemoryStore(blank)
     if not isinstance(model, Model):
         spec = experiment.model if experiment else None
@@ -133,8 +137,6 @@ def check_pairs(graph: InterventionGraph, description: ModelDescription, pairs: 
 
 
 def _check_positions(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair, site: str) -> None:
-    from vlm_patching.backends.plan import chosen_positions
-
     try:
         chosen_positions(graph, architecture, site, pair)
     except SpecError as error:
@@ -180,6 +182,7 @@ def _sweep(
     todo = [i for i, done in enumerate(results.done()) if not done]
     unchecked = checks and "checks" not in attributes
     total = sum(len(cells_of(graph, architecture, encoded[i])) for i in todo)
+    results.annotate({"plan": json.dumps(_plan(graph, architecture, encoded, settings))})
     with tqdm(total=total, unit="cell", desc=graph.name, disable=not progress, dynamic_ncols=True) as bar:
         for count, i in enumerate(todo, start=1):
             bar.set_postfix_str(f"example {count}/{len(todo)}")
@@ -195,6 +198,16 @@ def _sweep(
     spent = float(attributes.get("wall_seconds", 0.0)) + time.monotonic() - start
     kept = sum(label == "kept" for label in results.load()["kept"].values)
     results.annotate({"wall_seconds": round(spent, 3), "examples_kept": kept, "examples": len(pairs)})
+
+
+def _plan(
+    graph: InterventionGraph, architecture: Architecture, encoded: Sequence[EncodedPair], settings: Settings
+) -> dict[str, int]:
+    """Sums over all pairs, were each of them kept: cells, forward passes with rows as cells, and one a cell."""
+    cells = [len(cells_of(graph, architecture, pair)) for pair in encoded]
+    rows = [settings.rows or rows_per_pass(architecture, pair) for pair in encoded]
+    passes = sum(2 + math.ceil(count / size) for count, size in zip(cells, rows, strict=True))
+    return {"cells": sum(cells), "forward_passes": passes, "naive_forward_passes": sum(cells) + 2 * len(encoded)}
 
 
 def _noise_std(graph: InterventionGraph, model: Model, pairs: Sequence[Pair], attributes: dict[str, object]) -> float:

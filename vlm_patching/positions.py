@@ -1,7 +1,8 @@
 """What every position of a stack is: modality, role, token; for image positions row, column and pixel box.
 
-Positions are chosen by selectors: a group's name (all of its positions are patched together, as one cell), ``each:`` and a
-group (one cell a position), ``all`` (``each`` of every position of the stack) or a token index (negative from the end).
+Positions are chosen by selectors: a group's name (all of its positions are patched together, as one cell), ``each:``
+and a group (one cell a position), ``all`` (``each`` of every position of the stack) or a token index (negative from
+the end).
 """
 
 from __future__ import annotations
@@ -60,6 +61,12 @@ class StackPositions:
     positions: tuple[Position, ...]
     groups: Mapping[str, tuple[int, ...]]
 
+    def has(self, selector: Selector) -> bool:
+        """Whether a selector means anything here."""
+        if isinstance(selector, int):
+            return -len(self.positions) <= selector < len(self.positions)
+        return selector.removeprefix("each:") in (*self.groups, "all")
+
     def choose(self, selector: Selector) -> list[Chosen]:
         """The cells' positions that a selector stands for.
 
@@ -69,21 +76,18 @@ class StackPositions:
             An index past the end, or a group that this example does not have; what it has is listed.
         """
         if isinstance(selector, int):
-            if not -len(self.positions) <= selector < len(self.positions):
+            if not self.has(selector):
                 raise SpecError(
                     f"position {selector} does not exist: the {self.stack} has {len(self.positions)} positions"
                 )
             return [Chosen(str(selector), (selector % len(self.positions),))]
         name = selector.removeprefix("each:")
-        if selector == "all":
-            indices = tuple(range(len(self.positions)))
-        elif name in self.groups:
-            indices = self.groups[name]
-        else:
+        if not self.has(selector):
             known = [*self.groups, "all"]
             raise SpecError(
                 f"the {self.stack} has no position group {name!r}.{nearest(name, known)} It has: {', '.join(known)}"
             )
+        indices = tuple(range(len(self.positions))) if name == "all" else self.groups[name]
         if selector == "all" or selector.startswith("each:"):
             return [Chosen(self.positions[i].label, (i,)) for i in indices]
         if len(indices) == 1 and self.positions[indices[0]].label == "decoding":
@@ -109,7 +113,7 @@ def _join(members: Sequence[Position]) -> str:
     return " ".join(m.token for m in members)
 
 
-def patch_boxes(size: tuple[int, int], rows: int, columns: int, crop: bool) -> list[Box]:
+def patch_boxes(size: tuple[int, int], rows: int, columns: int, crop: tuple[float, float] | None) -> list[Box]:
     """The pixel box of the original picture that each patch covers, row by row.
 
     Parameters
@@ -119,12 +123,12 @@ def patch_boxes(size: tuple[int, int], rows: int, columns: int, crop: bool) -> l
     rows, columns
         The patch grid.
     crop
-        True where the picture was scaled by its shorter side and cropped in the middle, False where it was stretched.
+        Width and height that are cut out of the middle, in lengths of the shorter side; None where it is stretched.
     """
     width, height = size
     x_start, y_start, seen_width, seen_height = 0.0, 0.0, float(width), float(height)
     if crop:
-        seen_width = seen_height = float(min(width, height))
+        seen_width, seen_height = crop[0] * min(width, height), crop[1] * min(width, height)
         x_start, y_start = (width - seen_width) / 2, (height - seen_height) / 2
     return [
         (

@@ -1,9 +1,9 @@
 """The two bundled models before training: configurations, initial weights, tokenizers and processors.
 
 Initial weights decide whether so small a model learns to bind colour to shape at all: every matrix starts at
-N(0, 1/fan_in), token embeddings at N(0, 1), text position embeddings at N(0, 0.5²), a patch's position embedding at the sum of
-its row's and its column's, each N(0, 1); transformers' default (0.02) does not get there. Pixels are normed so that the
-background is near 0: otherwise what all patches share drowns where each of them lies, and places are never learnt.
+N(0, 1/fan_in), token embeddings at N(0, 1), text position embeddings at N(0, 0.5²), a patch's position embedding at the
+sum of its row's and its column's, each N(0, 1); transformers' default (0.02) does not get there. Pixels are normed so
+that the background is near 0: otherwise what all patches share drowns where each of them lies.
 """
 
 from __future__ import annotations

@@ -49,13 +49,14 @@ def effect(
 
     Notes
     -----
-    Signs and normalisation follow Zhang & Nanda (2023), "Towards Best Practices of Activation Patching in Language Models".
+    Zhang & Nanda (2023), "Towards Best Practices of Activation Patching in Language Models: Metrics and Methods".
     """
     total = total_effect(ds, metric)
+    patched = ds[metric].where(ds["kept"] == "kept")
     if ds.attrs.get("direction", "denoise") == "denoise":
-        indirect = ds[metric] - ds[f"{metric}_corrupted"]
+        indirect = patched - ds[f"{metric}_corrupted"]
     else:
-        indirect = ds[f"{metric}_clean"] - ds[metric]
+        indirect = ds[f"{metric}_clean"] - patched
     attributes: dict[str, str | float] = {"metric": metric, "direction": ds.attrs.get("direction", "denoise")}
     if normalize:
         least = LEAST_TOTAL_EFFECT.get(metric, 0.01) if threshold is None else threshold

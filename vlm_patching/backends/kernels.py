@@ -5,24 +5,26 @@ same on a laptop and inside a remote request. What a program holds is written do
 """
 
 import copy
+from typing import Any
 
 import torch
 
 from vlm_patching.metrics import METRICS
 
 
-def run_programs(model, programs):
+def run_programs(model: Any, programs: Any) -> list[dict[str, Any]]:
     """Interpret each program inside the session that is open; returns their results in order."""
     return [run_program(model, program) for program in programs]
 
 
-def run_program(model, program):
+def run_program(model: Any, program: dict[str, Any]) -> dict[str, Any]:
     """One example: its base runs, then, if the example is kept, its swept run.
 
     Returns a dict of ``run.metric`` → [row] float32, ``run.top`` → [row] (the most likely token) and `kept` → bool.
     Values that later traces need stay in `values`, where the model is.
     """
-    values, results = {}, {}
+    values: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for trace in program["bases"]:
         run_trace(model, program, trace, values, results)
     results["kept"] = is_kept(program, results)
@@ -32,7 +34,7 @@ def run_program(model, program):
     return {name: torch.cat(parts) if isinstance(parts, list) else parts for name, parts in results.items()}
 
 
-def is_kept(program, results):
+def is_kept(program: dict[str, Any], results: dict[str, Any]) -> bool:
     """Whether the base runs answer as the program's rule wants it."""
     clean = bool((results["clean.top"][0] == program["answer"]).all())
     corrupted = bool((results["corrupted.top"][0] == program["answer"]).all())
@@ -43,7 +45,9 @@ def is_kept(program, results):
     }[program["keep"]]
 
 
-def run_trace(model, program, trace, values, results):
+def run_trace(
+    model: Any, program: dict[str, Any], trace: dict[str, Any], values: dict[str, Any], results: dict[str, Any]
+) -> None:
     """One forward pass of a batch whose rows are cells; its operations are in the order in which the model computes."""
     rows = trace["rows"]
     device = next(model._module.parameters()).device
@@ -54,7 +58,7 @@ def run_trace(model, program, trace, values, results):
         inputs[name] = tensor.to(device) if reused else tensor.to(device).expand(rows, *tensor.shape[1:])
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(next(model._module.parameters()).dtype)
-    with torch.no_grad():
+    with torch.no_grad():  # noqa: SIM117 - nnsight takes the block of a with statement that is its own
         with model.trace(**inputs, **program["constants"]):
             if image is not None:
                 enter_after_image(model, program, image, values)
@@ -69,7 +73,7 @@ def run_trace(model, program, trace, values, results):
     results.setdefault(trace["run"] + ".top", []).append(logits.argmax(-1).cpu())
 
 
-def enter_after_image(model, program, image, values):
+def enter_after_image(model: Any, program: dict[str, Any], image: dict[str, Any], values: dict[str, Any]) -> None:
     """Skip the image encoder: its modules give what they gave in an earlier run, one row of embeddings a cell."""
     for path in program["bypass"]:
         resolve(model, path).skip(values[image["run"] + "." + path])
@@ -79,7 +83,7 @@ def enter_after_image(model, program, image, values):
     resolve(model, embeds["path"]).skip(with_part(saved, embeds["part"], rows))
 
 
-def apply(model, operation, values):
+def apply(model: Any, operation: dict[str, Any], values: dict[str, Any]) -> None:
     """Keep, replace or add to the value at one place."""
     module = resolve(model, operation["path"])
     whole = module.input if operation["end"] == "input" else module.output
@@ -102,7 +106,7 @@ def apply(model, operation, values):
         module.output = whole
 
 
-def replaced(value, operation, values):
+def replaced(value: torch.Tensor, operation: dict[str, Any], values: dict[str, Any]) -> torch.Tensor:
     """A copy with the listed (row, position[, head]) entries taken from what another run has read."""
     value, source = value.clone(), values[operation["source"]]
     rows, positions, source_rows = operation["at_rows"], operation["at_positions"], operation["source_rows"]
@@ -114,23 +118,23 @@ def replaced(value, operation, values):
     return value
 
 
-def gaussian(seeds, shape):
-    """Standard normal noise, one draw a seed: [seed, *shape]; made on the CPU so that it is the same on every device."""
+def gaussian(seeds: list[int], shape: Any) -> torch.Tensor:
+    """Standard normal noise, one draw a seed: [seed, *shape]; made on the CPU, the same on every device."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def moments(model, programs):
-    """Sum, sum of squares and count of the clean image embeddings of all programs, in float64, inside an open session."""
+def moments(model: Any, programs: Any) -> torch.Tensor:
+    """Sum, sum of squares and count of the clean image embeddings of all programs, in float64."""
     total = torch.zeros(3, dtype=torch.float64)
     for program in programs:
-        values, results = {}, {}
-        run_trace(model, program, program["bases"][0], values, results)
+        values: dict[str, Any] = {}
+        run_trace(model, program, program["bases"][0], values, {})
         embeds = part_of(values["clean.image"], program["image_embeds"]["part"]).double().cpu()
         total += torch.tensor([embeds.sum(), embeds.square().sum(), embeds.numel()], dtype=torch.float64)
     return total
 
 
-def resolve(model, path):
+def resolve(model: Any, path: str) -> Any:
     """A module of the wrapped tree; one that is called "output" goes by nnsight's other name for it."""
     module = model
     for part in path.split("."):
@@ -138,14 +142,14 @@ def resolve(model, path):
     return module
 
 
-def part_of(whole, part):
+def part_of(whole: Any, part: str | None) -> Any:
     """A field of a record, the first of a tuple, or the tensor itself."""
     if part is not None:
         return getattr(whole, part)
     return whole[0] if isinstance(whole, tuple) else whole
 
 
-def with_part(whole, part, value):
+def with_part(whole: Any, part: str | None, value: torch.Tensor) -> Any:
     """What `part_of` reads, exchanged; the original is left as it was."""
     if part is not None:
         whole = copy.copy(whole)

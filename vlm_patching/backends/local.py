@@ -16,7 +16,7 @@ def execute(model: Model, programs: Sequence[dict[str, Any]]) -> list[dict[str, 
     envoy, programs = model.envoy, list(programs)
     with envoy.session():
         results = nnsight.save(run_programs(envoy, programs))
-    return results  # type: ignore[no-any-return]
+    return results
 
 
 def image_embeds_std(model: Model, programs: Sequence[dict[str, Any]]) -> float:

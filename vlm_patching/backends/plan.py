@@ -1,8 +1,9 @@
 """Graph + architecture + one encoded pair → a program: batches whose rows are cells, as plain data.
 
-A program is a dict: `inputs` (kind → tensors), `answer`, `foil`, `metrics`, `keep`, `constants`, `readout`, `image_embeds`,
-`bypass` (paths), and two lists of traces, `bases` and `sweeps`. A trace has `run`, `on`, `rows`, `image` (None to run the
-image encoder, else which run's embeddings to take for each row) and `operations` in the order of execution.
+A program is a dict: `inputs` (kind → tensors), `answer`, `foil`, `metrics`, `keep`, `constants`, `readout`,
+`image_embeds`, `bypass` (paths), and two lists of traces, `bases` and `sweeps`. A trace has `run`, `on`, `rows`,
+`image` (None to run the image encoder, else which run's embeddings to take for each row) and `operations` in the order
+of execution.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 
 import torch
 
-from vlm_patching.graph import InterventionGraph, Place
+from vlm_patching.errors import SpecError
+from vlm_patching.graph import InterventionGraph, draws_of, patch_place, sites_of, values_of
 from vlm_patching.inputs import EncodedPair
 from vlm_patching.models import HEAD_COMPONENTS, Architecture, Stack, Tap
 from vlm_patching.positions import Chosen
@@ -48,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a program is cut into batches: rows a forward pass (None: from memory), and whether images are encoded once."""
+    """How a program is cut into batches: rows a forward pass (None: from size), and whether images are encoded once."""
 
     rows: int | None = None
     reuse_image: bool = True
@@ -63,54 +65,44 @@ def window(layer: int, width: int, layers: int) -> tuple[int, ...]:
     return tuple(range(max(0, layer - width // 2), min(layers, layer - (-width // 2))))
 
 
-def patch_place(graph: InterventionGraph) -> Place:
-    """The place that the swept run replaces."""
-    return next(edit.at for edit in graph.run("patched").edits if edit.kind == "replace")
-
-
-def sites_of(graph: InterventionGraph) -> tuple[str, ...]:
-    """The sites a graph sweeps."""
-    place, dimension = patch_place(graph), graph.dimension("site")
-    return (place.site,) if "." in place.site or dimension is None else tuple(map(str, dimension.values))
-
-
-def draws_of(graph: InterventionGraph) -> int:
-    """Number of noise draws; 1 where the graph has none."""
-    dimension = graph.dimension("draw")
-    return len(dimension.values) if dimension else 1
-
-
 def chosen_positions(
     graph: InterventionGraph, architecture: Architecture, site: str, pair: EncodedPair
 ) -> list[Chosen]:
     """What the graph's position selectors mean at a site in one example.
 
+    A selector that only stacks of other sites have is left out, so that one sweep can follow the answer through a
+    model.
+
     Raises
     ------
     SpecError
-        A selector that the site's stack does not have in this example.
+        A selector that no site's stack has in this example, or a site that none of the selectors fits.
     """
-    place, dimension = patch_place(graph), graph.dimension("position")
-    stack = architecture.locate(site)[0].name
-    selectors = dimension.values if dimension else (place.position or "all",)
+    selectors = [s for s in values_of(graph, "position", patch_place(graph).position) if s is not None]
+    here = pair.positions[architecture.locate(site)[0].name]
+    others = [pair.positions[architecture.locate(s)[0].name] for s in sites_of(graph)]
     found: dict[str, Chosen] = {}
     for selector in selectors:
-        for chosen in pair.positions[stack].choose(selector):
-            found.setdefault(chosen.label, chosen)
+        if here.has(selector) or not any(other.has(selector) for other in others):
+            for chosen in here.choose(selector):
+                found.setdefault(chosen.label, chosen)
+    if not found:
+        raise SpecError(
+            f"none of the positions {', '.join(map(str, selectors))} is in the {here.stack}; "
+            f"it has: {', '.join([*here.groups, 'all'])}"
+        )
     return list(found.values())
 
 
 def cells_of(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair) -> list[Cell]:
     """Every cell of the sweep that exists in this example, in the order of the dimensions."""
-    place, head_dimension = patch_place(graph), graph.dimension("head")
-    layer_dimension = graph.dimension("layer")
-    cells = []
+    place, cells = patch_place(graph), []
     for site in sites_of(graph):
         stack, component = architecture.locate(site)
-        layers = [int(v) for v in layer_dimension.values] if layer_dimension else [int(place.layer or 0)]
-        heads: Sequence[int | None] = [None]
+        layers = [int(value) for value in values_of(graph, "layer", place.layer) if value is not None]
+        heads: list[int | None] = [None]
         if component in HEAD_COMPONENTS:
-            heads = [int(v) for v in head_dimension.values] if head_dimension else [int(place.head or 0)]
+            heads = [int(value) for value in values_of(graph, "head", place.head) if value is not None]
         cells += [
             Cell(site, layer, window(layer, place.window, stack.layers), head, position, draw, graph.origin)
             for layer in layers
@@ -139,10 +131,10 @@ def program(
         Standard deviation of the graph's noise in absolute units; not used where it has none.
     """
     embeds = architecture.image.embeds
-    sources = {name: set() for name in ("clean", "corrupted")}
+    sources: dict[str, set[tuple[str, int]]] = {name: set() for name in ("clean", "corrupted")}
     for cell in cells:
         sources[cell.source] |= {(cell.site, layer) for layer in cell.layers}
-    rows = settings.rows or _rows(architecture, pair)
+    rows = settings.rows or rows_per_pass(architecture, pair)
     batches = [list(cells[i : i + rows]) for i in range(0, len(cells), rows)]
     return {
         "inputs": pair.inputs,
@@ -159,7 +151,7 @@ def program(
     }
 
 
-def _rows(architecture: Architecture, pair: EncodedPair) -> int:
+def rows_per_pass(architecture: Architecture, pair: EncodedPair) -> int:
     """Rows a forward pass, so that its widest activations stay within a budget of memory."""
     length = max(len(stack.positions) for stack in pair.positions.values())
     heads = max(stack.heads for stack in architecture.stacks)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from vlm_patching.graph.ir import Dimension, Edit, InterventionGraph, Place
+
+WIDTH = 118
 
 
 def text(graph: InterventionGraph) -> str:
@@ -11,12 +15,16 @@ def text(graph: InterventionGraph) -> str:
     for run in graph.runs:
         dimensions = [d for d in graph.dimensions if d.name in run.over and not _is_written_out(d)]
         swept = "   for " + ", ".join(f"{d.name} in {_values(d)}" for d in dimensions) if dimensions else ""
-        lines.append(f"  run {run.name:<10} on {run.on}{swept}")
+        lines += _wrapped(f"  run {run.name:<10} on {run.on}{swept}")
         lines += [f"    {_edit(edit)}" for edit in run.edits]
         lines += [f"    read    {read.name} = {_place(read.at)}" for read in run.reads]
     lines.append(f"  measure {', '.join(graph.metrics)}  of clean, corrupted, patched")
     lines.append(f"  keep    {graph.keep}   seed {graph.seed}")
     return "\n".join(lines)
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, WIDTH, subsequent_indent=" " * 8, break_long_words=False, drop_whitespace=True)
 
 
 def mermaid(graph: InterventionGraph) -> str:

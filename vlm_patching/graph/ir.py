@@ -1,19 +1,22 @@
 """The deferred intervention graph: a short list of runs, as pure data. Nothing here computes.
 
-A *run* has an input, edits and reads; an edit may use what an earlier run read; sweep dimensions are names, not copies, and
-become the dimensions of the dataset. The text and Mermaid drawings are in `vlm_patching.graph.draw`.
+A *run* has an input, edits and reads; an edit may use what an earlier run read; sweep dimensions are names, not
+copies, and become the dimensions of the dataset. The text and Mermaid drawings are in `vlm_patching.graph.draw`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from vlm_patching.errors import SpecError, nearest, unknown
-from vlm_patching.pairs import INPUTS
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from vlm_patching.errors import SpecError
+from vlm_patching.validation import explain, parse_json
+
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 Selector = str | int
 
@@ -29,10 +32,12 @@ class Place:
     layer, head
         A number or "layer" / "head"; None where the site has none.
     position
-        A selector, "position", or None for all positions.
+        A selector, "position", or None where it is the whole of the value (`image_embeds`).
     window
         How many layers around `layer` are meant together.
     """
+
+    __pydantic_config__ = _STRICT
 
     site: str
     layer: int | str | None = None
@@ -44,6 +49,8 @@ class Place:
 @dataclass(frozen=True)
 class Read:
     """Keep the value at a place, for later runs to use as ``run.name``."""
+
+    __pydantic_config__ = _STRICT
 
     name: str
     at: Place
@@ -60,6 +67,8 @@ class Edit:
     std, relative
         Noise: standard deviation; relative to that of the clean values over all pairs, or absolute.
     """
+
+    __pydantic_config__ = _STRICT
 
     kind: Literal["replace", "add_noise"]
     at: Place
@@ -80,6 +89,8 @@ class Run:
         Names of the dimensions it is swept over.
     """
 
+    __pydantic_config__ = _STRICT
+
     name: str
     on: str
     over: tuple[str, ...] = ()
@@ -90,6 +101,8 @@ class Run:
 @dataclass(frozen=True)
 class Dimension:
     """A sweep dimension: its values (for `position`: selectors, resolved per example when it runs)."""
+
+    __pydantic_config__ = _STRICT
 
     name: str
     values: tuple[Selector, ...]
@@ -111,6 +124,8 @@ class InterventionGraph:
         Noise draws are derived from it.
     """
 
+    __pydantic_config__ = _STRICT
+
     name: str
     runs: tuple[Run, ...]
     dimensions: tuple[Dimension, ...]
@@ -120,7 +135,9 @@ class InterventionGraph:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _validate(self)
+        from vlm_patching.graph.structure import check_structure
+
+        check_structure(self)
 
     def run(self, name: str) -> Run:
         """A run by name."""
@@ -147,7 +164,7 @@ class InterventionGraph:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(asdict(self)))
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
@@ -155,10 +172,11 @@ class InterventionGraph:
     @classmethod
     def from_json(cls, text: str) -> InterventionGraph:
         """The inverse of `to_json`; `SpecError` where the text is not such a graph."""
+        parse_json(text, "The graph")
         try:
-            return _build(cls, json.loads(text), "graph")
-        except json.JSONDecodeError as error:
-            raise SpecError(f"The graph is not JSON: {error.msg} at line {error.lineno}.") from error
+            return _ADAPTER.validate_json(text)
+        except ValidationError as error:
+            raise SpecError(f"graph: {explain(error, _keys_at)}") from error
 
     def to_mermaid(self) -> str:
         """A Mermaid flow chart."""
@@ -172,79 +190,33 @@ class InterventionGraph:
         return text(self)
 
 
-_ITEMS: dict[tuple[type, str], type] = {
-    (InterventionGraph, "runs"): Run,
-    (InterventionGraph, "dimensions"): Dimension,
-    (Run, "edits"): Edit,
-    (Run, "reads"): Read,
-}
+def patch_place(graph: InterventionGraph) -> Place:
+    """The place that the swept run replaces."""
+    return next(edit.at for edit in graph.run("patched").edits if edit.kind == "replace")
 
 
-def _build(kind: type, data: Any, where: str) -> Any:
-    known = [f.name for f in fields(kind)]
-    if not isinstance(data, Mapping):
-        raise SpecError(f"{where}: an object with the keys {', '.join(known)} is expected, not {data!r}.")
-    for key in data:
-        if key not in known:
-            raise SpecError(f"{where}: unknown key {key!r}.{nearest(key, known)} Known: {', '.join(known)}.")
-    values: dict[str, Any] = {}
-    for key, value in data.items():
-        inside = f"{where}.{key}"
-        if key == "at":
-            value = _build(Place, value, inside)
-        elif (kind, key) in _ITEMS:
-            value = tuple(_build(_ITEMS[kind, key], item, f"{inside}[{i}]") for i, item in enumerate(value))
-        elif isinstance(value, list):
-            value = tuple(value)
-        values[key] = value
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise SpecError(f"{where}: {str(error).replace('__init__() ', '')}.") from error
+def values_of(graph: InterventionGraph, name: str, literal: Selector | None) -> tuple[Selector | None, ...]:
+    """A dimension's values, or the one that is written into the place where the graph has no such dimension."""
+    dimension = graph.dimension(name)
+    return dimension.values if dimension else (literal,)
 
 
-def _validate(graph: InterventionGraph) -> None:
-    names = [run.name for run in graph.runs]
-    if names != ["clean", "corrupted", "patched"]:
-        raise SpecError(
-            f"A graph has the runs clean, corrupted and patched, in this order; this one has {', '.join(names)}."
-        )
-    if graph.direction not in ("denoise", "noise"):
-        raise unknown("direction", graph.direction, ("denoise", "noise"))
-    dimensions = {d.name for d in graph.dimensions}
-    read: set[str] = set()
-    for run in graph.runs:
-        where = f"Run {run.name!r}"
-        if run.on not in INPUTS:
-            raise unknown(f"input of run {run.name!r}", run.on, INPUTS)
-        for name in run.over:
-            if name not in dimensions:
-                raise unknown(f"dimension of run {run.name!r}", name, dimensions)
-        for edit in run.edits:
-            if edit.kind == "replace" and edit.source not in read:
-                raise SpecError(
-                    f"{where}: it replaces {edit.at.site} with {edit.source!r}, which no earlier run has read. "
-                    f"Read so far: {', '.join(sorted(read)) or 'nothing'}."
-                )
-            if edit.kind == "add_noise" and edit.at.site != "image_embeds":
-                raise SpecError(f"{where}: noise can be added at image_embeds, not at {edit.at.site!r}.")
-            if edit.kind == "add_noise" and not edit.std:
-                raise SpecError(f"{where}: add_noise needs a std above 0.")
-            if edit.kind not in ("replace", "add_noise"):
-                raise unknown(f"edit in run {run.name!r}", edit.kind, ("replace", "add_noise"))
-        read |= {f"{run.name}.{item.name}" for item in run.reads}
-    patched = graph.run("patched")
-    if len([e for e in patched.edits if e.kind == "replace"]) != 1:
-        raise SpecError("Run 'patched': exactly one replace edit is what can be swept.")
-    if any(run.on != "clean" for run in graph.runs if run.name == "clean"):
-        raise SpecError("Run 'clean' must be on clean.")
-    if patched.on != graph.run(graph.base).on:
-        raise SpecError(
-            f"Run 'patched': direction {graph.direction} starts from the {graph.base} run, which is on "
-            f"{graph.run(graph.base).on!r}, but it is on {patched.on!r}."
-        )
-    source = next(e.source for e in patched.edits if e.kind == "replace")
-    if not str(source).startswith(f"{graph.origin}."):
-        raise SpecError(
-            f"Run 'patched': direction {graph.direction} takes values from {graph.origin}, not from {source!r}."
-        )
+def sites_of(graph: InterventionGraph) -> tuple[str, ...]:
+    """The sites a graph sweeps."""
+    return tuple(map(str, values_of(graph, "site", patch_place(graph).site)))
+
+
+def draws_of(graph: InterventionGraph) -> int:
+    """Number of noise draws; 1 where the graph has none."""
+    return len(values_of(graph, "draw", 0))
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    """The keys of the record at a location of a graph's JSON."""
+    record: type = InterventionGraph
+    for part in location:
+        record = {"runs": Run, "dimensions": Dimension, "edits": Edit, "reads": Read, "at": Place}.get(part, record)
+    return [f.name for f in fields(record)]
+
+
+_ADAPTER = TypeAdapter(InterventionGraph)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from vlm_patching.errors import SpecError
 from vlm_patching.experiment import Experiment
-from vlm_patching.graph.ir import Dimension, Edit, InterventionGraph, Place, Read, Run, Selector
+from vlm_patching.graph.ir import (
+    Dimension,
+    Edit,
+    InterventionGraph,
+    Place,
+    Read,
+    Run,
+    Selector,
+    patch_place,
+    sites_of,
+    values_of,
+)
 from vlm_patching.models.architecture import HEAD_COMPONENTS, Architecture
 from vlm_patching.pairs import CORRUPTED_INPUT
 
@@ -17,24 +28,22 @@ def lower(experiment: Experiment, architecture: Architecture) -> InterventionGra
     Raises
     ------
     SpecError
-        A site that the model lacks, layers, heads or a window out of range, or sites with and without heads in one sweep.
+        A site that the model lacks, layers, heads or a window out of range, or sites with and without heads in one
+        sweep.
     """
     patch, corruption = experiment.patch, experiment.corruption
-    located = [architecture.locate(site) for site in patch.sites]
+    try:
+        located = [architecture.locate(site) for site in patch.sites]
+    except SpecError as error:
+        raise SpecError(f"patch.sites: {error}") from error
     stacks = [stack for stack, _ in located]
-    with_heads = [component in HEAD_COMPONENTS for _, component in located]
-    if any(with_heads) and not all(with_heads):
-        raise SpecError(
-            f"patch.sites {', '.join(patch.sites)} mixes single heads with whole modules; a sweep is over one or the other."
-        )
-    if patch.heads != "all" and not any(with_heads):
-        raise SpecError(f"patch.heads is {list(patch.heads)}, but {', '.join(patch.sites)} has no heads.")
-    shallow = min(stacks, key=lambda stack: stack.layers)
-    if patch.window > shallow.layers:
-        raise SpecError(f"patch.window is {patch.window}, longer than the {shallow.layers} layers of {shallow.name}.")
+    by_head = any(component in HEAD_COMPONENTS for _, component in located)
+    if patch.heads != "all" and not by_head:
+        shown = patch.heads if isinstance(patch.heads, str) else list(patch.heads)
+        raise SpecError(f"patch.heads is {shown!r}, but {', '.join(patch.sites)} has no heads.")
     layers = _numbers("layers", patch.layers, {stack.name: stack.layers for stack in stacks})
     dimensions = [Dimension("site", tuple(patch.sites)), Dimension("layer", layers)]
-    if any(with_heads):
+    if by_head:
         heads = _numbers("heads", patch.heads, {stack.name: stack.heads for stack in stacks})
         dimensions.append(Dimension("head", heads))
     dimensions.append(Dimension("position", patch.positions))
@@ -48,7 +57,7 @@ def lower(experiment: Experiment, architecture: Architecture) -> InterventionGra
     place = Place(
         site=_symbol("site", patch.sites),
         layer="layer",
-        head="head" if any(with_heads) else None,
+        head="head" if by_head else None,
         position=_symbol("position", patch.positions),
         window=patch.window,
     )
@@ -65,7 +74,7 @@ def lower(experiment: Experiment, architecture: Architecture) -> InterventionGra
         swept,
         (*noise, replace) if denoise else (replace,),
     )
-    return InterventionGraph(
+    graph = InterventionGraph(
         name=experiment.name,
         runs=(clean, corrupted, patched),
         dimensions=tuple(dimensions),
@@ -74,6 +83,34 @@ def lower(experiment: Experiment, architecture: Architecture) -> InterventionGra
         keep=experiment.pairs.keep,
         seed=experiment.seed,
     )
+    check_graph(graph, architecture)
+    return graph
+
+
+def check_graph(graph: InterventionGraph, architecture: Architecture) -> None:
+    """Refuse a graph that asks for something the model does not have.
+
+    Raises
+    ------
+    SpecError
+        Naming the site, layer, head or window, and what there is.
+    """
+    place, sites = patch_place(graph), sites_of(graph)
+    located = [architecture.locate(site) for site in sites]
+    with_heads = [component in HEAD_COMPONENTS for _, component in located]
+    if any(with_heads) and not all(with_heads):
+        raise SpecError(f"Sites {', '.join(sites)} mix heads with whole modules; a sweep is over one or the other.")
+    if any(with_heads) != (place.head is not None):
+        which = "name no head" if any(with_heads) else "have no heads"
+        raise SpecError(f"Sites {', '.join(sites)} {which}, but the place replaced has head {place.head!r}.")
+    for what, literal, attribute in (("layer", place.layer, "layers"), ("head", place.head, "heads")):
+        most = max(getattr(stack, attribute) for stack, _ in located)
+        for value in values_of(graph, what, literal):
+            if value is not None and not 0 <= int(value) < most:
+                raise SpecError(f"{what} {value} does not exist: {', '.join(sites)} have {attribute} 0 to {most - 1}.")
+    for stack, _ in located:
+        if place.window > stack.layers:
+            raise SpecError(f"The window is {place.window} layers wide, more than the {stack.layers} of {stack.name}.")
 
 
 def _symbol(name: str, values: tuple[Selector, ...]) -> str:

@@ -1,7 +1,17 @@
-"""Models: what they are made of, and loading them."""
+"""Models: what they are made of, and loading them.
+
+What loads a model is imported when it is first used, so that an architecture can be read without torch or nnsight.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from vlm_patching.models.architecture import HEAD_COMPONENTS, Architecture, ImageEntry, Stack, Tap
-from vlm_patching.models.load import Model, ModelDescription, bundled_models, describe_model, load_model, wrap
+
+if TYPE_CHECKING:
+    from vlm_patching.models.load import Model, ModelDescription, bundled_models, describe_model, load_model, wrap
 
 __all__ = [
     "HEAD_COMPONENTS",
@@ -16,3 +26,9 @@ __all__ = [
     "load_model",
     "wrap",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'vlm_patching.models' has no attribute {name!r}")
+    return getattr(importlib.import_module("vlm_patching.models.load"), name)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import transformers
 from nnsight import NNsight
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, ProcessorMixin
 
 from vlm_patching.errors import SpecError, nearest, unknown
+from vlm_patching.experiment import DTYPE_NAMES
 from vlm_patching.models.architecture import Architecture
 from vlm_patching.models.families import architecture
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def describe_model(name: str, revision: str | None = None) -> ModelDescription:
         source = name
     else:
         raise SpecError(
-            f"Unknown model {name!r}.{nearest(name, bundled)} It is neither a bundled model ({', '.join(bundled)}), "
-            "nor a folder that exists, nor a hub id ('owner/name')."
+            f"model.name: unknown model {name!r}.{nearest(name, bundled)} It is neither a bundled model "
+            f"({', '.join(bundled)}), nor a folder that exists, nor a hub id ('owner/name')."
         )
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
@@ -147,16 +147,17 @@ def load_model(
     'llava'
     """
     description = name if isinstance(name, ModelDescription) else describe_model(name, revision)
-    if dtype not in DTYPES:
-        raise unknown("dtype", dtype, DTYPES)
+    if dtype not in DTYPE_NAMES:
+        raise unknown("dtype", dtype, DTYPE_NAMES)
     options: dict[str, Any] = {"device_map": device_map} if device_map else {}
     try:
         module = getattr(transformers, description.architecture.model_class).from_pretrained(
-            description.source, revision=description.revision, dtype=DTYPES[dtype], **options
+            description.source, revision=description.revision, dtype=getattr(torch, dtype), **options
         )
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError, AssertionError, ImportError, SafetensorError) as error:
         raise SpecError(
-            f"The weights of {description.name!r} could not be loaded: {str(error).strip().splitlines()[0]}"
+            f"The weights of {description.name!r} could not be loaded (dtype {dtype}, device_map {device_map}): "
+            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
         ) from error
     return wrap(module.eval(), description)
 

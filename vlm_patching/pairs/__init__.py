@@ -7,9 +7,19 @@ from typing import Any
 from vlm_patching.errors import SpecError, nearest, unknown
 from vlm_patching.pairs.corruptions import CORRUPTED_INPUT, INPUTS, check_corrupted, prompt_for
 from vlm_patching.pairs.datasets import DATASETS
-from vlm_patching.pairs.pair import Pair, Prompt
+from vlm_patching.pairs.pair import Pair, Prompt, pairs_digest
 
-__all__ = ["CORRUPTED_INPUT", "DATASETS", "INPUTS", "Pair", "Prompt", "check_corrupted", "load_pairs", "prompt_for"]
+__all__ = [
+    "CORRUPTED_INPUT",
+    "DATASETS",
+    "INPUTS",
+    "Pair",
+    "Prompt",
+    "check_corrupted",
+    "load_pairs",
+    "pairs_digest",
+    "prompt_for",
+]
 
 
 def load_pairs(dataset: str, n: int | None = None, seed: int = 0, **options: Any) -> list[Pair]:

@@ -39,8 +39,8 @@ def check_corrupted(pairs: Sequence[Pair], on: str) -> None:
         same_text = pair.clean.text == pair.corrupted.text
         if on == "corrupted_text" and same_text:
             raise SpecError(
-                f"Pair {pair.id!r}: symmetric_token_replacement needs a corrupted text that differs from the clean one, "
-                f"and both are {pair.clean.text!r}."
+                f"Pair {pair.id!r}: symmetric_token_replacement needs a corrupted text that differs from the clean "
+                f"one, and both are {pair.clean.text!r}."
             )
         if on == "corrupted_image" or (on == "corrupted" and same_text):
             clean, corrupted = pair.clean.picture(), pair.corrupted.picture()

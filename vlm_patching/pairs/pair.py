@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from vlm_patching.errors import SpecError
+
+RESERVED = ("all", "question", "text", "last", "image", "decoding", "cls", "other", "position")
+"""Names of position groups that every pair has, which its own spans and regions cannot take."""
 
 Span = tuple[int, int]
 Box = tuple[int, int, int, int]
@@ -38,7 +43,7 @@ class Prompt:
                 return image.convert("RGB")
         except FileNotFoundError as error:
             raise SpecError(f"Image {self.image} does not exist.") from error
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             raise SpecError(f"Image {self.image} cannot be read as a picture: {error}") from error
 
 
@@ -62,7 +67,8 @@ class Pair:
     Raises
     ------
     SpecError
-        A span that is not in the text, an empty region, or an answer equal to its foil.
+        An empty text, a span that is not in the text, an empty region, a name that is already taken, or an answer equal
+        to its foil.
     """
 
     id: str
@@ -75,6 +81,15 @@ class Pair:
     regions: Mapping[str, Box] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.clean.text.strip() or not self.corrupted.text.strip():
+            raise SpecError(f"Pair {self.id!r}: a text is empty.")
+        for kind, names in (("span", {*self.spans, *self.spans_corrupted}), ("region", {*self.regions})):
+            for name in names:
+                if name in RESERVED or not name.isidentifier():
+                    raise SpecError(
+                        f"Pair {self.id!r}: a {kind} cannot be called {name!r}. A name is made of letters, digits and "
+                        f"_, does not begin with a digit, and is none of {', '.join(RESERVED)}, which are taken."
+                    )
         for text, spans in ((self.clean.text, self.spans), (self.corrupted.text, self.spans_corrupted)):
             for name, (start, end) in spans.items():
                 if not 0 <= start < end <= len(text):
@@ -85,11 +100,24 @@ class Pair:
         for name, (x0, y0, x1, y1) in self.regions.items():
             if not (0 <= x0 < x1 and 0 <= y0 < y1):
                 raise SpecError(
-                    f"Pair {self.id!r}: region {name!r} is [{x0}, {y0}, {x1}, {y1}], which holds no pixel; "
-                    "a region is [x0, y0, x1, y1] with x0 < x1 and y0 < y1."
+                    f"Pair {self.id!r}: region {name!r} is [{x0}, {y0}, {x1}, {y1}]; a region is [x0, y0, x1, y1] in "
+                    "pixels, with 0 <= x0 < x1 and 0 <= y0 < y1."
                 )
         for name, word in (("answer", self.answer), ("foil", self.foil)):
             if not word.strip():
                 raise SpecError(f"Pair {self.id!r}: the {name} is empty.")
         if self.answer.strip() == self.foil.strip():
             raise SpecError(f"Pair {self.id!r}: answer and foil are both {self.answer!r}; they must differ.")
+
+
+def pairs_digest(pairs: Sequence[Pair]) -> str:
+    """SHA-256 over all that pairs hold, pixels included: two results of one digest are of the same pairs."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        words = [pair.id, pair.clean.text, pair.corrupted.text, pair.answer, pair.foil]
+        places = [dict(sorted(part.items())) for part in (pair.spans, pair.spans_corrupted, pair.regions)]
+        digest.update(json.dumps([words, places]).encode())
+        for prompt in (pair.clean, pair.corrupted):
+            picture = prompt.picture()
+            digest.update(f"{picture.size}".encode() + picture.tobytes())
+    return digest.hexdigest()

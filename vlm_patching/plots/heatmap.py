@@ -44,8 +44,8 @@ def heatmap(
     Returns
     -------
     matplotlib.figure.Figure
-        Red where a cell carries the answer, blue where it works against it, grey where a cell was not run. All panels have
-        one colour scale, symmetric about 0.
+        Red where a cell carries the answer, blue where it works against it, grey where a cell was not run. All panels
+        have one colour scale, symmetric about 0.
     """
     if "head" in ds.dims:
         raise SpecError("This dataset is of heads; plot.heads draws it.")
@@ -76,6 +76,8 @@ def heads(
 
 def mean_effect(ds: xr.Dataset, metric: str, normalize: bool) -> xr.DataArray:
     """Effect, mean over kept examples and draws; NaN where no kept example has the cell."""
+    if not (ds["kept"] == "kept").any():
+        raise SpecError("No pair of this dataset was kept, so there is nothing to draw; `kept` says why of each.")
     values = effect(ds, metric, normalize)
     return values.mean([d for d in ("example", "draw") if d in values.dims], skipna=True)
 
@@ -97,28 +99,37 @@ def _panels(
     if ax is not None and len(shown) > 1:
         raise SpecError(f"One axes holds one site; name it: {', '.join(sites)}.")
     limit = float(np.nanmax(np.abs(values.sel(site=shown).values), initial=0.0)) or 1.0
-    if ax is not None:
-        _panel(ax, values.sel(site=shown[0]), across, labels, limit, effect_label(metric, normalize))
-        return ax.get_figure(root=True)  # type: ignore[return-value]
     present = {s: _present(values.sel(site=s), across) for s in shown}
-    width = sum(0.55 * max(int(keep.sum()), 3) + 0.6 for keep in present.values()) + 1.6
-    figure, axes = plt.subplots(
-        1,
-        len(shown),
-        figsize=(max(width, 6), 0.42 * ds.sizes["layer"] + 2.4),
-        squeeze=False,
-        layout="constrained",
-        gridspec_kw={"width_ratios": [max(int(keep.sum()), 3) for keep in present.values()]},
-    )
-    for i, (name, panel) in enumerate(zip(shown, axes[0], strict=True)):
+    if ax is None:
+        figure, axes = _axes(present, ds.sizes["layer"])
+    else:
+        whole = ax.get_figure(root=True)
+        assert whole is not None
+        figure, axes = whole, [ax]
+    for i, (name, panel) in enumerate(zip(shown, axes, strict=True)):
         keep = present[name]
         kept_labels = [label for label, wanted in zip(labels, keep, strict=True) if wanted]
         bar = effect_label(metric, normalize) if i == len(shown) - 1 else None
         _panel(panel, values.sel(site=name).isel({across: np.flatnonzero(keep)}), across, kept_labels, limit, bar)
         if i:
             panel.set_ylabel("")
-    figure.suptitle(f"{ds.attrs.get('name', '')}\n{subtitle(ds, metric)}", fontsize=10)
+    if ax is None:
+        figure.suptitle(f"{ds.attrs.get('name', '')}\n{subtitle(ds, metric)}", fontsize=10)
     return figure
+
+
+def _axes(present: dict[str, np.ndarray], layers: int) -> tuple[Figure, list[Axes]]:
+    """A row of panels, as wide as what they hold."""
+    columns = [max(int(keep.sum()), 3) for keep in present.values()]
+    figure, axes = plt.subplots(
+        1,
+        len(columns),
+        figsize=(max(sum(0.55 * count + 0.6 for count in columns) + 1.6, 6), 0.42 * layers + 2.4),
+        squeeze=False,
+        layout="constrained",
+        gridspec_kw={"width_ratios": columns},
+    )
+    return figure, list(axes[0])
 
 
 def _present(values: xr.DataArray, across: str) -> np.ndarray:

@@ -41,4 +41,5 @@ def subtitle(ds: xr.Dataset, metric: str) -> str:
     kept = int((ds["kept"] == "kept").sum())
     direction = "restored" if ds.attrs.get("direction") == "denoise" else "corrupted"
     mean = float(total_effect(ds, metric).mean())
-    return f"{ds.attrs.get('model', '')}: cells {direction}, mean of {kept} of {ds.sizes['example']} pairs, total effect {mean:.3g}"
+    pairs = f"mean of {kept} of {ds.sizes['example']} pairs"
+    return f"{ds.attrs.get('model', '')}: cells {direction}, {pairs}, total effect {mean:.3g}"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vlm_patching.errors import SpecError, nearest
 from vlm_patching.pairs.pair import Pair, Prompt
+from vlm_patching.validation import parse_json, read_text
 
 ABOUT = "your own pairs: a folder with images and pairs.jsonl"
 _REQUIRED = ("id", "clean", "corrupted", "answer", "foil")
-_OPTIONAL = ("spans", "spans_corrupted", "regions")
+_RANGES = {"spans": 2, "spans_corrupted": 2, "regions": 4}
+"""Optional keys: how many numbers each of their entries has."""
 
 
 def load(n: int | None = None, seed: int = 0, path: str | Path | None = None) -> list[Pair]:
@@ -44,7 +45,7 @@ def load(n: int | None = None, seed: int = 0, path: str | Path | None = None) ->
         raise SpecError(f"{file} does not exist: dataset 'folder' reads one JSON object a line from it.")
     pairs: list[Pair] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
         if n is not None and len(pairs) == n:
             break
         if not line.strip():
@@ -57,15 +58,14 @@ def load(n: int | None = None, seed: int = 0, path: str | Path | None = None) ->
         pairs.append(pair)
     if not pairs:
         raise SpecError(f"{file} holds no pair.")
+    if n is not None and len(pairs) < n:
+        raise SpecError(f"pairs.n is {n}, but {file} holds {len(pairs)} pairs.")
     return pairs
 
 
 def _pair(line: str, folder: Path, where: str) -> Pair:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise SpecError(f"{where}: not JSON ({error.msg} at column {error.colno}).") from error
-    _check_keys(record, _REQUIRED, _OPTIONAL, where)
+    record = parse_json(line, where)
+    _check_keys(record, _REQUIRED, tuple(_RANGES), where)
     prompts = {}
     for side in ("clean", "corrupted"):
         _check_keys(record[side], ("image", "text"), (), f"{where}, {side}")
@@ -73,21 +73,14 @@ def _pair(line: str, folder: Path, where: str) -> Pair:
             folder / _text(record[side]["image"], f"{where}, {side}.image"),
             _text(record[side]["text"], f"{where}, {side}.text"),
         )
+    words: dict[str, Any] = {key: _text(record[key], f"{where}, {key}") for key in ("answer", "foil")}
+    ranges: dict[str, Any] = {key: _ranges(record, key, length, where) for key, length in _RANGES.items()}
+    if type(record["id"]) not in (str, int):
+        raise SpecError(f"{where}, id must be text or a whole number, not {record['id']!r}.")
     try:
-        pair = Pair(
-            id=str(record["id"]),
-            clean=prompts["clean"],
-            corrupted=prompts["corrupted"],
-            answer=_text(record["answer"], f"{where}, answer"),
-            foil=_text(record["foil"], f"{where}, foil"),
-            spans=_ranges(record, "spans", 2, where),
-            spans_corrupted=_ranges(record, "spans_corrupted", 2, where),
-            regions=_ranges(record, "regions", 4, where),
-        )
-        for side in ("clean", "corrupted"):
-            width, height = prompts[side].picture().size
-            if side == "clean":
-                _check_regions(pair, width, height)
+        pair = Pair(id=str(record["id"]), clean=prompts["clean"], corrupted=prompts["corrupted"], **words, **ranges)
+        prompts["corrupted"].picture()
+        _check_regions(pair, *prompts["clean"].picture().size)
     except SpecError as error:
         raise SpecError(f"{where}: {error}") from error
     return pair
@@ -126,5 +119,6 @@ def _check_regions(pair: Pair, width: int, height: int) -> None:
     for name, (_, _, x1, y1) in pair.regions.items():
         if x1 > width or y1 > height:
             raise SpecError(
-                f"Pair {pair.id!r}: region {name!r} ends at ({x1}, {y1}), outside its image of {width} × {height} pixels."
+                f"Pair {pair.id!r}: region {name!r} ends at ({x1}, {y1}), outside its image of {width} × {height} "
+                "pixels."
             )

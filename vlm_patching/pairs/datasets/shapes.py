@@ -13,7 +13,16 @@ from vlm_patching.pairs.shapes.scene import COLORS, SHAPES
 ABOUT = "drawn scenes of coloured shapes; image pairs that differ in one attribute, texts with both options replaced"
 PAIR_KINDS = tuple(kind for kind in KINDS if kind != "count")
 _REPLACEMENTS = (tuple(COLORS), SHAPES, ("left", "right", "top", "bottom"))
-_SHORTEST_SUBJECT = {"color": 1, "shape": 2, "size": 1, "color_choice": 1, "shape_choice": 2, "size_choice": 1}
+_FEWEST_WORDS = {
+    "color": 5,
+    "shape": 6,
+    "size": 5,
+    "color_choice": 6,
+    "shape_choice": 9,
+    "size_choice": 6,
+    "place": 8,
+    "relation": 8,
+}
 
 
 def load(
@@ -21,10 +30,11 @@ def load(
 ) -> list[Pair]:
     """Draw pairs.
 
-    The corrupted image differs from the clean one in one attribute of the asked-about thing, every other pixel is equal,
-    and the foil is the right answer to it (semantic image pair). The corrupted text has both answer options replaced by
-    two other words of the same role (symmetric token replacement); where a question has no options (color, shape, size), or
-    no other words of their role fit (size_choice, relation), the corrupted text is the clean one.
+    The corrupted image differs from the clean one in one attribute of the asked-about thing, every other pixel is
+    equal, and the foil is the right answer to it (semantic image pair). The corrupted text has both answer options
+    replaced by two other words of the same role (symmetric token replacement); where a question has no options
+    (color, shape, size), or no other words of their role fit (size_choice, relation), the corrupted text is the clean
+    one.
 
     Parameters
     ----------
@@ -35,8 +45,8 @@ def load(
     questions
         Kinds, taken in turn: color, shape, size, color_choice, shape_choice, size_choice, place, relation.
     aligned
-        Name things by as few words as their kind of question allows, so that all questions of a kind have the same
-        number of words and a token index means the same in each.
+        Only the shortest questions of a kind (things named by as few words as it allows, relations above or below), so
+        that a token index means the same in each.
 
     Returns
     -------
@@ -75,10 +85,7 @@ def _draw(name: str, rng: random.Random, kind: str, aligned: bool) -> Pair:
 
 
 def _is_short(question: Question) -> bool:
-    words = [
-        len(question.text[slice(*question.spans[n])].split()) for n in ("subject", "landmark") if n in question.spans
-    ]
-    return all(count == _SHORTEST_SUBJECT.get(question.kind, 1) for count in words)
+    return len(question.text.split()) == _FEWEST_WORDS[question.kind]
 
 
 def _replace_options(rng: random.Random, question: Question) -> tuple[str, dict[str, Span]]:

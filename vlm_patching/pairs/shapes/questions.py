@@ -1,4 +1,5 @@
-"""Questions about a scene: the text, the answer, where its words are, and what change of the scene would change the answer.
+"""Questions about a scene: the text, the answer, where its words are, and what change of the scene would change the
+answer.
 
 Every kind is asked of one thing (the target), named by a phrase that fits no other thing. Answers are balanced, so that
 neither the words alone nor the picture alone gives them away.

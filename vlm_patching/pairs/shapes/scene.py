@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from typing import Any
 
 GRID = 4
 CELL = 24
@@ -67,7 +68,7 @@ class Scene:
     things: tuple[Thing, ...]
     background: int = 230
 
-    def with_thing(self, index: int, **changes) -> Scene:
+    def with_thing(self, index: int, **changes: Any) -> Scene:
         """The same scene with attributes of one thing changed."""
         things = list(self.things)
         things[index] = replace(things[index], **changes)

@@ -1,0 +1,162 @@
+"""`make demo`: presets on both bundled models, from pixels to figures, in one go.
+
+Leaves zarr stores, figures and a summary under results/demo, and says where they are.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from pathlib import Path
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+import vlm_patching as vp
+
+OUT = Path("results/demo")
+PRESETS = (
+    "answer_path_blip",
+    "answer_path_llava",
+    "palit2023",
+    "notice2024_blip_modules",
+    "notice2024_blip_heads",
+    "notice2024_llava_modules",
+    "notice2024_llava_heads",
+)
+METRIC = "logit_difference"
+
+
+def main() -> None:
+    start = time.monotonic()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    OUT.mkdir(parents=True, exist_ok=True)
+    models = {name: vp.load_model(name) for name in vp.bundled_models()}
+    results, figures = {}, []
+    for preset in PRESETS:
+        experiment = vp.Experiment.from_spec(preset)
+        results[preset] = vp.run(experiment, model=models[experiment.model.name], store=OUT / f"{preset}.zarr")
+        figures += draw(preset, results[preset])
+    figures.append(overview(results))
+    summary = OUT / "summary.md"
+    seconds = time.monotonic() - start
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    summary.write_text(summarize(results, seconds, memory))
+    print(summary.read_text())
+    print(f"stores   {OUT}/*.zarr")
+    print("figures  " + "\n         ".join(map(str, figures)))
+    print(f"summary  {summary}")
+
+
+def draw(preset: str, ds: xr.Dataset) -> list[Path]:
+    """One figure a preset; a figure for every position where heads were swept at several."""
+    paths = []
+    for position in map(str, ds["position"].values) if "head" in ds.dims else [None]:
+        if position is None:
+            figure, path = vp.plot.heatmap(ds, METRIC, normalize=True), OUT / f"{preset}.png"
+        else:
+            figure = vp.plot.heads(ds, METRIC, position=position, normalize=True)
+            path = OUT / f"{preset}_{position}.png"
+        figure.savefig(path, dpi=130)
+        plt.close(figure)
+        paths.append(path)
+    return paths
+
+
+def overview(results: dict[str, xr.Dataset]) -> Path:
+    """One picture of it all: a pair, and where the answer is on its way through both models."""
+    pair = vp.load_pairs("shapes", n=1, seed=0, questions=["color_choice"])[0]
+    figure = plt.figure(figsize=(13, 6.6), layout="constrained")
+    grid = figure.add_gridspec(2, 3, width_ratios=[1.05, 1.5, 1.9])
+    for row, (prompt, name, answer) in enumerate(
+        [(pair.clean, "clean", pair.answer), (pair.corrupted, "corrupted", pair.foil)]
+    ):
+        _picture(figure.add_subplot(grid[row, 0]), prompt.picture(), pair, f"{name}: {answer!r}")
+    for row, (preset, sites) in enumerate(
+        [
+            ("answer_path_blip", ("question_encoder.resid_post", "answer_decoder.resid_post")),
+            ("answer_path_llava", ("language.resid_post",)),
+        ]
+    ):
+        ds = results[preset]
+        _lines(figure.add_subplot(grid[row, 1]), ds, sites)
+    for row, (preset, site) in enumerate(
+        [
+            ("notice2024_blip_modules", "question_encoder.mlp_block_out"),
+            ("notice2024_llava_modules", "language.resid_post"),
+        ]
+    ):
+        vp.plot.heatmap(results[preset], METRIC, site=site, normalize=True, ax=figure.add_subplot(grid[row, 2]))
+    figure.suptitle(
+        f'"{pair.clean.text}"  What restoring one place of the clean run gives back of the answer', fontsize=12
+    )
+    path = OUT / "overview.png"
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+def _picture(ax: Axes, image: object, pair: vp.Pair, title: str) -> None:
+    ax.imshow(np.asarray(image))
+    x0, y0, x1, y1 = pair.regions["object"]
+    ax.add_patch(Rectangle((x0 - 1.5, y0 - 1.5), x1 - x0 + 2, y1 - y0 + 2, fill=False, lw=1.5, ls="--"))
+    ax.set_title(title, fontsize=10)
+    ax.set_axis_off()
+
+
+def _lines(ax: Axes, ds: xr.Dataset, sites: tuple[str, ...]) -> None:
+    effect = vp.effect(ds, METRIC, normalize=True)
+    for site in sites:
+        for position in map(str, ds["position"].values):
+            values = effect.sel(site=site, position=position)
+            if bool(values.isnull().all()) or position in ("foil_option", "question"):
+                continue
+            mean = values.mean("example")
+            spread = 1.96 * values.std("example") / np.sqrt(values.notnull().sum("example"))
+            (line,) = ax.plot(ds["layer"], mean, marker="o", ms=3, label=f"{site.split('.')[0]} @ {position}")
+            ax.fill_between(ds["layer"].values, mean - spread, mean + spread, alpha=0.2, color=line.get_color(), lw=0)
+    ax.axhline(0, color="0.7", lw=0.8, zorder=0)
+    ax.set_title(f"{ds.attrs['model']}, resid_post", fontsize=10)
+    ax.set_xlabel("layer")
+    ax.set_ylabel("share of the total effect")
+    ax.legend(fontsize=7, frameon=False)
+
+
+def summarize(results: dict[str, xr.Dataset], seconds: float, memory: float) -> str:
+    """The strongest cells of every preset, in Markdown."""
+    lines = [
+        "# Demo",
+        "",
+        "| preset | pairs kept | cells a pair | strongest cells (share of the total effect) |",
+        "|---|---|---|---|",
+    ]
+    for preset, ds in results.items():
+        effect = vp.effect(ds, METRIC, normalize=True)
+        mean = effect.mean([d for d in ("example", "draw") if d in effect.dims])
+        top = mean.stack(cell=mean.dims).dropna("cell").sortby(-abs(mean.stack(cell=mean.dims).dropna("cell")))[:4]
+        cells = "; ".join(f"{_cell(ds, item)} {float(item):.2f}" for item in top)
+        kept = f"{ds.attrs['examples_kept']} of {ds.attrs['examples']}"
+        lines.append(f"| {preset} | {kept} | {int(effect.isel(example=0).notnull().sum())} | {cells} |")
+    lines += ["", f"{seconds:.0f} seconds, at most {memory:.2f} GiB of memory."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(ds: xr.Dataset, item: xr.DataArray) -> str:
+    head = f"H{int(item['head'])}" if "head" in item.coords else ""
+    position = str(item["position"].values)
+    if position.isdigit():
+        position = vp.plot.position_labels(ds)[ds["position"].values.tolist().index(position)]
+    return f"{item['site'].values} L{int(item['layer'])}{head} @ {position}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Effects on hand-made numbers: signs, normalisation, and NaN where there is nothing to say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import vlm_patching as vp
+from vlm_patching.analysis import metrics_of
+from vlm_patching.analysis.effects import LEAST_TOTAL_EFFECT
+
+NAN = float("nan")
+
+
+def dataset(
+    patched: Any,
+    clean: Any,
+    corrupted: Any,
+    direction: str = "denoise",
+    kept: list[str] | None = None,
+    metric: str = "probability",
+) -> xr.Dataset:
+    """One site, layers as given: patched [example, layer(, draw)], clean [example], corrupted [example(, draw)]."""
+    patched = np.asarray(patched, dtype=np.float32)[:, None]
+    dims = ["example", "site", "layer", "draw"][: patched.ndim]
+    corrupted = np.asarray(corrupted, dtype=np.float32)
+    return xr.Dataset(
+        {
+            metric: (dims, patched),
+            f"{metric}_clean": ("example", np.asarray(clean, dtype=np.float32)),
+            f"{metric}_corrupted": (["example", "draw"][: corrupted.ndim], corrupted),
+        },
+        {
+            "example": [f"pair-{i}" for i in range(len(patched))],
+            "site": ["language.mlp_out"],
+            "kept": ("example", kept or ["kept"] * len(patched)),
+        },
+        {"direction": direction},
+    )
+
+
+def test_denoising_is_patched_minus_corrupted_and_positive_where_the_answer_comes_back() -> None:
+    ds = dataset([[0.7, 0.1, 0.2]], [0.9], [0.2])
+    effect = vp.effect(ds, "probability")
+    np.testing.assert_allclose(effect.values[0, 0], [0.5, -0.1, 0.0], atol=1e-6)
+    assert effect.attrs["direction"] == "denoise" and effect.attrs["metric"] == "probability"
+    assert effect.dims == ds["probability"].dims
+
+
+def test_noising_is_clean_minus_patched_and_positive_where_the_answer_is_lost() -> None:
+    ds = dataset([[0.7, 0.1, 0.95]], [0.9], [0.2], "noise")
+    np.testing.assert_allclose(vp.effect(ds, "probability").values[0, 0], [0.2, 0.8, -0.05], atol=1e-6)
+
+
+def test_the_total_effect_is_clean_minus_corrupted_in_both_directions() -> None:
+    for direction in ("denoise", "noise"):
+        ds = dataset([[0.0], [0.0]], [0.9, 0.1], [0.2, 0.4], direction)
+        np.testing.assert_allclose(vp.total_effect(ds, "probability").values, [0.7, -0.3], atol=1e-6)
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_normalised_0_is_the_run_started_from_and_1_the_run_the_values_come_from(direction: str) -> None:
+    ends = [0.2, 0.9] if direction == "denoise" else [0.9, 0.2]
+    ds = dataset([[ends[0], ends[1], 0.55]], [0.9], [0.2], direction)
+    effect = vp.effect(ds, "probability", normalize=True)
+    np.testing.assert_allclose(effect.values[0, 0], [0.0, 1.0, 0.5], atol=1e-6)
+
+
+def test_a_negative_total_effect_is_divided_by_with_its_sign() -> None:
+    ds = dataset([[2.0]], [1.0], [3.0], metric="logit_difference")
+    np.testing.assert_allclose(vp.effect(ds, "logit_difference", normalize=True).values[0, 0], [0.5])
+
+
+@pytest.mark.parametrize("metric", sorted(LEAST_TOTAL_EFFECT))
+def test_a_total_effect_under_the_threshold_gives_nan_and_never_inf(metric: str) -> None:
+    least = LEAST_TOTAL_EFFECT[metric]
+    totals = [0.0, 0.5 * least, -0.5 * least, 2 * least, -2 * least]
+    ds = dataset([[1.0]] * 5, [0.5] * 5, [0.5 - total for total in totals], metric=metric)
+    effect = vp.effect(ds, metric, normalize=True)
+    assert not np.isinf(effect.values).any()
+    np.testing.assert_array_equal(np.isnan(effect.values[:, 0, 0]), [True, True, True, False, False])
+    assert effect.attrs["least_total_effect"] == least
+    assert np.isfinite(vp.effect(ds, metric).values).all()
+
+
+def test_a_threshold_of_0_still_never_divides_by_0_and_a_negative_one_is_refused() -> None:
+    ds = dataset([[0.7], [0.5]], [0.5, 0.5], [0.5, 0.499])
+    effect = vp.effect(ds, "probability", normalize=True, threshold=0.0)
+    assert np.isnan(effect.values[0, 0, 0]) and np.isfinite(effect.values[1, 0, 0])
+    with pytest.raises(vp.SpecError, match="threshold"):
+        vp.effect(ds, "probability", normalize=True, threshold=-0.1)
+    assert np.isnan(vp.effect(ds, "probability", normalize=True, threshold=0.5).values).all()
+
+
+def test_a_dropped_example_is_nan_even_where_it_has_numbers() -> None:
+    kept = ["kept", "dropped: the clean run says 'red', not 'blue'"]
+    ds = dataset([[0.7], [0.7]], [0.9, 0.9], [0.2, 0.2], kept=kept)
+    for normalize in (False, True):
+        np.testing.assert_array_equal(np.isnan(vp.effect(ds, "probability", normalize).values[:, 0, 0]), [False, True])
+    np.testing.assert_array_equal(np.isnan(vp.total_effect(ds, "probability").values), [False, True])
+
+
+def test_a_cell_that_was_not_run_is_nan() -> None:
+    ds = dataset([[0.7, NAN]], [0.9], [0.2])
+    for normalize in (False, True):
+        np.testing.assert_array_equal(np.isnan(vp.effect(ds, "probability", normalize).values[0, 0]), [False, True])
+
+
+def test_every_noise_draw_is_compared_with_its_own_corrupted_run() -> None:
+    ds = dataset([[[0.7, 0.6]]], [0.9], [[0.2, 0.4]])
+    np.testing.assert_allclose(vp.effect(ds, "probability").values[0, 0, 0], [0.5, 0.2], atol=1e-6)
+    shares = vp.effect(ds, "probability", normalize=True)
+    np.testing.assert_allclose(shares.values[0, 0, 0], [5 / 7, 2 / 5], atol=1e-6)
+    assert shares.dims == ("example", "site", "layer", "draw")
+
+
+def test_a_metric_that_the_dataset_lacks_is_refused_with_the_nearest_one() -> None:
+    ds = dataset([[0.7]], [0.9], [0.2])
+    assert metrics_of(ds) == ["probability"]
+    for call in (vp.effect, vp.total_effect):
+        with pytest.raises(vp.SpecError, match="Did you mean 'probability'"):
+            call(ds, "probabilty")
+        with pytest.raises(vp.SpecError, match="probability_clean"):
+            call(ds, "probability_clean")
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize(
+    "corruption", [{"kind": "semantic_image_pair"}, {"kind": "gaussian_noise", "std": 1.0, "draws": 2}]
+)
+def test_in_a_real_run_patching_all_of_the_last_layer_has_the_whole_total_effect(
+    direction: str, corruption: dict[str, Any]
+) -> None:
+    spec = {
+        "name": "effects",
+        "model": {"name": "shapes-blip"},
+        "pairs": {"dataset": "shapes", "n": 2, "seed": 3, "keep": "all"},
+        "corruption": corruption,
+        "patch": {"sites": ["answer_decoder.resid_post"], "positions": ["decoding"], "direction": direction},
+    }
+    ds = vp.run(vp.Experiment.from_dict(spec), progress=False)
+    effect, total = vp.effect(ds, "logit_difference"), vp.total_effect(ds, "logit_difference")
+    last = effect.isel(layer=-1, position=0, site=0)
+    np.testing.assert_allclose(last.values, total.values, rtol=0, atol=1e-4)
+    shares = vp.effect(ds, "logit_difference", normalize=True, threshold=0.01).isel(layer=-1)
+    assert np.isfinite(shares.values).any()
+    np.testing.assert_allclose(shares.values[np.isfinite(shares.values)], 1.0, atol=0.02)
+    sign = 1 if direction == "denoise" else -1
+    base = ds["logit_difference_corrupted" if direction == "denoise" else "logit_difference_clean"]
+    np.testing.assert_allclose(effect.values, (sign * (ds["logit_difference"] - base)).transpose(*effect.dims).values)

@@ -1,0 +1,134 @@
+"""A run that is cut off, in whatever way, loses nothing it has written and ends with the same numbers."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import vlm_patching as vp
+from vlm_patching.results import store as stores
+
+SPEC = {
+    "name": "resume",
+    "model": {"name": "shapes-llava"},
+    "pairs": {"dataset": "shapes", "n": 40, "keep": "all"},
+    "corruption": {"kind": "gaussian_noise", "draws": 2},
+    "patch": {"sites": ["language.resid_post"], "positions": ["each:text"]},
+}
+KILLER = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+import vlm_patching as vp
+import vlm_patching.pipeline  # imported once: each child below starts from here
+
+torch.set_num_threads(1)
+experiment = vp.Experiment.from_dict(json.loads(sys.argv[1]))
+whole, broken = Path(sys.argv[2]), Path(sys.argv[3])
+
+def child(store):
+    pid = os.fork()
+    if pid == 0:
+        vp.run(experiment, store=store, progress=False)
+        os._exit(0)
+    return pid
+
+start = time.monotonic()
+assert os.waitpid(child(whole), 0)[1] == 0
+length = time.monotonic() - start
+rng, done = random.Random(0), []
+while len(done) < 10:
+    pid = child(broken)
+    time.sleep(rng.uniform(0, 0.35 * length))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    done.append(int((vp.load_results(broken)["kept"] != "").sum()) if broken.exists() else 0)
+assert os.waitpid(child(broken), 0)[1] == 0
+print(json.dumps(done))
+"""
+
+
+def _assert_bitwise_equal(found: xr.Dataset, wanted: xr.Dataset) -> None:
+    assert set(found.variables) == set(wanted.variables)
+    for name in wanted.variables:
+        left, right = found[name].values, wanted[name].values
+        assert left.dtype == right.dtype
+        if left.dtype.kind == "f":
+            assert left.tobytes() == right.tobytes(), name
+        else:
+            assert (left == right).all(), name
+
+
+def test_a_run_killed_ten_times_at_random_moments_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole.zarr", tmp_path / "broken.zarr"
+    command = [sys.executable, "-c", KILLER, json.dumps(SPEC), str(whole), str(broken)]
+    killed = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = json.loads(killed.stdout)
+    assert done == sorted(done), f"a kill lost what was written: {done}"
+    assert len({count for count in done if 0 < count < 40}) >= 3, f"too few kills fell into the sweep: {done}"
+    _assert_bitwise_equal(vp.load_results(broken), vp.load_results(whole))
+
+
+def _experiment(**changes: Any) -> vp.Experiment:
+    spec = {**SPEC, **changes}
+    spec["pairs"] = {**SPEC["pairs"], "n": 5}  # type: ignore[dict-item]
+    return vp.Experiment.from_dict(spec)
+
+
+def test_a_full_disk_loses_nothing_and_the_next_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, experiment = vp.load_model("shapes-llava"), _experiment()
+    wanted = vp.run(experiment, model=model, store=tmp_path / "whole.zarr", progress=False)
+    real, calls = stores._array, []
+
+    def full(group: Any, name: str) -> Any:
+        calls.append(name)
+        if len(calls) > 15:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(group, name)
+
+    monkeypatch.setattr(stores, "_array", full)
+    with pytest.raises(vp.RunError, match=r"No space left on device.*2 of 5 examples are in the store.*same command"):
+        vp.run(experiment, model=model, store=tmp_path / "broken.zarr", progress=False)
+    monkeypatch.setattr(stores, "_array", real)
+    halfway = vp.load_results(tmp_path / "broken.zarr")
+    assert (halfway["kept"].values[:2] == "kept").all()
+    assert np.isfinite(halfway["probability"].values[:2]).all()
+    found = vp.run(experiment, model=model, store=tmp_path / "broken.zarr", progress=False)
+    _assert_bitwise_equal(found, wanted)
+
+
+def test_a_finished_store_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, experiment = vp.load_model("shapes-llava"), _experiment()
+    wanted = vp.run(experiment, model=model, store=tmp_path / "s.zarr", progress=False)
+
+    def never(*_: Any) -> None:
+        raise AssertionError("ran again")
+
+    monkeypatch.setattr("vlm_patching.pipeline.execute", never)
+    _assert_bitwise_equal(vp.run(experiment, model=model, store=tmp_path / "s.zarr", progress=False), wanted)
+
+
+def test_a_store_begun_with_other_weights_is_refused(tmp_path: Path) -> None:
+    model, experiment = vp.load_model("shapes-llava"), _experiment()
+    vp.run(experiment, model=model, store=tmp_path / "s.zarr", progress=False)
+    other = vp.load_model("shapes-llava", dtype="bfloat16")
+    with pytest.raises(vp.SpecError, match="begun with other weights"):
+        vp.run(experiment, model=other, store=tmp_path / "s.zarr", progress=False)
+
+
+def test_the_numbers_do_not_depend_on_how_many_pairs_ran_before(tmp_path: Path) -> None:
+    model = vp.load_model("shapes-llava")
+    changes = {"corruption": {"kind": "gaussian_noise", "std": 0.5, "draws": 2}}
+    pairs = vp.load_pairs("shapes", n=5)
+    together = vp.run(_experiment(**changes), model=model, inputs=pairs, progress=False)
+    alone = vp.run(_experiment(**changes), model=model, inputs=pairs[3:4], progress=False)
+    assert alone["probability"].values[0].tobytes() == together["probability"].values[3].tobytes()
