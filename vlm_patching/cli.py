@@ -98,7 +98,7 @@ def plot(
     import vlm_patching as vp
 
     ds = vp.load_results(store)
-    output = output or store.resolve().with_suffix(".png")
+    output = output or store.with_name(store.name).with_suffix(".png")
     known = [f".{name}" for name in ("png", "pdf", "svg", "jpg")]
     if output.suffix.lower() not in known:
         raise unknown("kind of figure", output.suffix, known)

@@ -38,7 +38,7 @@ def main() -> None:
     held_out = {kind: _draw("held-out", kind, arguments.each) for kind in KINDS}
     blind = {
         "words alone": _words_alone(held_out),
-        "chance": {kind: 1 / len(_options(kind)) for kind in KINDS},
+        "chance": {kind: _chance(kind) for kind in KINDS},
         "picture alone, at most": _picture_alone(),
     }
     for name in arguments.names:
@@ -103,11 +103,12 @@ def _draw(purpose: str, kind: str, number: int) -> list[tuple[Scene, Question]]:
     return [sample(rng, kind) for _ in range(number)]
 
 
-def _options(kind: str) -> set[str]:
-    """The answers that are possible to a question of a kind, given its words."""
-    answers = {question.answer for _, question in _draw("options", kind, 400)}
-    choices = {"size": 2, "color_choice": 2, "shape_choice": 2, "size_choice": 2, "place": 2, "relation": 2}
-    return set(sorted(answers)[: choices.get(kind, len(answers))])
+def _chance(kind: str, number: int = 20_000) -> float:
+    """Accuracy of always giving the same answer: the most frequent one, or the first of two options."""
+    if kind.endswith("choice") or kind in ("place", "relation"):
+        return 0.5
+    answers = Counter(question.answer for _, question in _draw("chance", kind, number))
+    return round(answers.most_common(1)[0][1] / number, 4)
 
 
 def _words_alone(held_out: dict[str, list[tuple[Scene, Question]]], number: int = 20_000) -> dict[str, float]:
@@ -158,8 +159,8 @@ from seeds that training does not use:
 |---|---|---|---|---|
 {rows}
 
-*Words alone*: for every question text, the answer most frequent to it. *Chance*: one over the number of answers that
-the question allows. Someone who sees the picture and not the question is right at most
+*Words alone*: for every question text, the answer most frequent to it. *Chance*: always the answer most frequent to
+that kind of question, or one of the two options. Someone who sees the picture and not the question is right at most
 {result["picture alone, at most"]:.1%} of the time (the scene's most frequent answer over all questions about it).
 """
 

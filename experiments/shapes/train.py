@@ -120,7 +120,7 @@ def train(name: str, bar_position: int, arguments: argparse.Namespace) -> None:
             checkpoint.with_suffix(".part").rename(checkpoint)
     folder = arguments.out / name
     model.eval().cpu().save_pretrained(folder)
-    processor.save_pretrained(folder)
+    build(name)[1].save_pretrained(folder)  # the one trained with remembers how it padded
 
 
 class Probe(nn.Module):
