@@ -95,9 +95,11 @@ def overview(results: dict[str, xr.Dataset]) -> Path:
             ("notice2024_llava_modules", "language.resid_post"),
         ]
     ):
-        vp.plot.heatmap(results[preset], METRIC, site=site, normalize=True, ax=figure.add_subplot(grid[row, 2]))
+        ax = figure.add_subplot(grid[row, 2])
+        vp.plot.heatmap(results[preset], METRIC, site=site, normalize=True, ax=ax)
+        ax.set_title(f"{results[preset].attrs['model']}, {site}", fontsize=10)
     figure.suptitle(
-        f'"{pair.clean.text}"  What restoring one place of the clean run gives back of the answer', fontsize=12
+        f"What restoring one place of the clean run gives back of the answer.  E.g. “{pair.clean.text}”", fontsize=12
     )
     path = OUT / "overview.png"
     figure.savefig(path, dpi=130)
@@ -108,7 +110,7 @@ def overview(results: dict[str, xr.Dataset]) -> Path:
 def _picture(ax: Axes, image: object, pair: vp.Pair, title: str) -> None:
     ax.imshow(np.asarray(image))
     x0, y0, x1, y1 = pair.regions["object"]
-    ax.add_patch(Rectangle((x0 - 1.5, y0 - 1.5), x1 - x0 + 2, y1 - y0 + 2, fill=False, lw=1.5, ls="--"))
+    ax.add_patch(Rectangle((x0 - 1.5, y0 - 1.5), x1 - x0 + 2, y1 - y0 + 2, fill=False, lw=1.5, ls="--", clip_on=False))
     ax.set_title(title, fontsize=10)
     ax.set_axis_off()
 
@@ -128,7 +130,7 @@ def _lines(ax: Axes, ds: xr.Dataset, sites: tuple[str, ...]) -> None:
     ax.set_title(f"{ds.attrs['model']}, resid_post", fontsize=10)
     ax.set_xlabel("layer")
     ax.set_ylabel("share of the total effect")
-    ax.legend(fontsize=7, frameon=False)
+    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0.0, 0.97))
 
 
 def summarize(results: dict[str, xr.Dataset], seconds: float, memory: float) -> str:

@@ -707,8 +707,8 @@ REPLACE = "runs.2.edits.0"
         ({"runs.0.name": 3}, ("name", "3")),
         ({"runs.2.over": 5}, ("over", "5")),
         ({"rnus": []}, ("'rnus'", "Did you mean 'runs'?")),
-        ({"runs.1.edit": []}, ("runs[1]", "'edit'", "Did you mean 'edits'?")),
-        ({f"{REPLACE}.at.sites": "x"}, ("edits[0].at", "'sites'", "Did you mean 'site'?")),
+        ({"runs.1.edit": []}, ("'runs[1].edit'", "Did you mean 'edits'?")),
+        ({f"{REPLACE}.at.sites": "x"}, ("edits[0].at.sites", "Did you mean 'site'?")),
         ({f"{REPLACE}.at": {}}, ("edits[0].at", "site", "missing")),
         ({f"{REPLACE}.kind": "swap"}, ("'swap'", "replace", "add_noise")),
         ({"runs.1.on": "corupted"}, ("corrupted", "'corupted'", "Did you mean 'corrupted'?")),
@@ -734,7 +734,7 @@ def test_a_malformed_graph_is_refused_with_where_and_why(
         ({"keep": "clean_corect"}, ("keep", "'clean_corect'", "Did you mean 'clean_correct'?")),
         ({"seed": "zero"}, ("seed", "'zero'")),
         ({"dimensions.1.values": [0, 99]}, ("layer", "99", "0 to 5")),
-        ({"dimensions.1.values": [-1]}, ("layer", "-1", "0 to 5")),
+        ({"dimensions.1.values": [-1]}, ("layer", "-1", "whole numbers from 0")),
         ({"dimensions.1.values": ["a"]}, ("layer", "'a'")),
         ({"dimensions.1.values": []}, ("layer", "empty")),
         ({f"{REPLACE}.at.layer": "laier"}, ("'laier'",)),
@@ -752,6 +752,10 @@ def test_a_graph_that_cannot_run_on_a_model_is_refused_with_why(
 ) -> None:
     if f"{REPLACE}.at.position" in changes:
         changes = {**changes, "dimensions.2": MISSING, "runs.2.over": ["site", "layer"]}
+    if f"{REPLACE}.at.site" in changes:
+        changes = {**changes, "dimensions.0": MISSING, "runs.2.over": ["layer", "position"]}
+    read = {key.replace(REPLACE, "runs.0.reads.0"): value for key, value in changes.items() if REPLACE in key}
+    changes = {**changes, **read}
     text = json.dumps(changed(graph, changes))
     message = refusal(
         lambda: vp.run(vp.InterventionGraph.from_json(text), model="shapes-blip", inputs=pairs, progress=False)

@@ -37,7 +37,6 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     def call(*arguments: object) -> Outcome:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["vlm-patching", *map(str, arguments)])
-        monkeypatch.setattr(cli, "_debug", False)
         code: Any = 0
         try:
             cli.main()

@@ -42,7 +42,7 @@ def changed(path: str, value: Any, base: dict[str, Any] = SPEC) -> dict[str, Any
 texts = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
 positive = st.floats(min_value=1e-6, max_value=1e6)
 seeds = st.integers(-(2**40), 2**40)
-numbers = st.lists(st.integers(0, 30), min_size=1, max_size=4)
+numbers = st.lists(st.integers(0, 30), min_size=1, max_size=4, unique=True)
 dtypes = st.sampled_from(["float32", "float16", "bfloat16"])
 ranges = st.tuples(st.integers(0, 5), st.integers(6, 9)).map(lambda pair: f"{pair[0]}:{pair[1]}")
 corruptions = st.one_of(

@@ -43,20 +43,20 @@ def picture(size: tuple[int, int], **changes: Any) -> dict[str, Any]:
 
 
 def test_a_stretched_picture_is_cut_into_equal_boxes_that_cover_it() -> None:
-    boxes = patch_boxes((200, 100), 2, 4, crop=False)
+    boxes = patch_boxes((200, 100), 2, 4, crop=None)
     assert boxes[0] == (0, 0, 50, 50) and boxes[3] == (150, 0, 200, 50) and boxes[7] == (150, 50, 200, 100)
     for size in ((97, 61), (10, 300)):
         seen = np.zeros(size[::-1], dtype=int)
-        for x0, y0, x1, y1 in patch_boxes(size, 4, 4, crop=False):
+        for x0, y0, x1, y1 in patch_boxes(size, 4, 4, crop=None):
             seen[y0:y1, x0:x1] += 1
         assert (seen == 1).all()
 
 
 def test_a_cropped_picture_is_cut_into_boxes_of_its_middle_square() -> None:
-    wide, tall = patch_boxes((200, 100), 4, 4, crop=True), patch_boxes((100, 200), 4, 4, crop=True)
+    wide, tall = patch_boxes((200, 100), 4, 4, crop=(1.0, 1.0)), patch_boxes((100, 200), 4, 4, crop=(1.0, 1.0))
     assert wide[0] == (50, 0, 75, 25) and wide[-1] == (125, 75, 150, 100)
     assert tall[0] == (0, 50, 25, 75) and tall[-1] == (75, 125, 100, 150)
-    assert patch_boxes((96, 96), 4, 4, crop=True) == patch_boxes((96, 96), 4, 4, crop=False)
+    assert patch_boxes((96, 96), 4, 4, crop=(1.0, 1.0)) == patch_boxes((96, 96), 4, 4, crop=None)
 
 
 def test_boxes_overlap_where_they_share_a_pixel_and_not_where_they_only_touch() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vlm_patching.errors import SpecError, nearest
 from vlm_patching.metrics import METRICS
@@ -65,8 +65,8 @@ def _selectors(value: Any) -> tuple[str | int, ...]:
     return _unique(tuple(value))
 
 
-Numbers = Annotated[str | tuple[int, ...], PlainValidator(_numbers)]
-Selectors = Annotated[tuple[str | int, ...], PlainValidator(_selectors)]
+Numbers = Annotated[str | tuple[int, ...], BeforeValidator(_numbers)]
+Selectors = Annotated[tuple[str | int, ...], BeforeValidator(_selectors)]
 
 
 class ModelSpec(_Section):
@@ -226,7 +226,8 @@ class Experiment(_Section):
         path = Path(path)
         if not _is_file(path):
             raise SpecError(f"Spec file {path} does not exist.")
-        return cls._from_data(parse_yaml(read_text(path), str(path)), str(path), changes)
+        parse = parse_json if path.suffix == ".json" else parse_yaml
+        return cls._from_data(parse(read_text(path), str(path)), str(path), changes)
 
     @classmethod
     def from_spec(cls, spec: str | Path, changes: Mapping[str, Any] | None = None) -> Experiment:
@@ -254,10 +255,14 @@ class Experiment(_Section):
         return data
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        data = self.to_dict()
+        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        if parse_yaml(text, "YAML") != data:  # rare characters, such as U+0085, survive only as escapes
+            text = yaml.safe_dump(data, sort_keys=False)
+        return text
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2)
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Experiment:

@@ -68,7 +68,8 @@ def encode_pair(pair: Pair, description: ModelDescription, kinds: tuple[str, ...
                     "Choose a replacement with the same number of tokens."
                 )
             inputs[kind] = other.tensors
-        answer, foil = (_first_token(clean, word, description) for word in (pair.answer, pair.foil))
+        answer = _first_token(clean, "answer", pair.answer, description)
+        foil = _first_token(clean, "foil", pair.foil, description)
         if answer == foil:
             token = description.processor.tokenizer.convert_ids_to_tokens(answer)
             raise SpecError(
@@ -147,7 +148,7 @@ def _templated(text: str, description: ModelDescription) -> str:
     return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
 
 
-def _first_token(clean: _Encoding, word: str, description: ModelDescription) -> int:
+def _first_token(clean: _Encoding, what: str, word: str, description: ModelDescription) -> int:
     """The token that comes first where a word is the model's answer to the prompt."""
     tokenizer: Any = description.processor.tokenizer
     if description.architecture.image.inline:
@@ -156,9 +157,11 @@ def _first_token(clean: _Encoding, word: str, description: ModelDescription) -> 
     else:
         tokens = tokenizer(word.strip(), add_special_tokens=False)["input_ids"]
     if not tokens:
-        raise SpecError(f"{word!r} does not follow the prompt as tokens of its own, so its first token is not defined")
+        raise SpecError(
+            f"the {what} {word!r} does not follow the prompt as tokens of its own, so it has no first token"
+        )
     if tokens[0] == tokenizer.unk_token_id:
-        raise SpecError(f"{word!r} is not in the vocabulary of {description.name!r}, so it cannot be measured")
+        raise SpecError(f"the {what} {word!r} is no token of {description.name!r}: its vocabulary lacks it")
     return int(tokens[0])
 
 

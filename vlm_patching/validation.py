@@ -114,7 +114,7 @@ def explain(error: ValidationError, keys_at: Callable[[tuple[Any, ...]], Iterabl
 
 def _sentence(error: Mapping[str, Any], keys_at: Callable[[tuple[Any, ...]], Iterable[str]]) -> str:
     location, kind, value = tuple(error["loc"]), error["type"], error["input"]
-    where = ".".join(map(str, location)) or "the whole"
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         known = list(keys_at(location[:-1]))
         return f"Unknown key {where!r}.{nearest(location[-1], known)} Known here: {', '.join(known)}."
@@ -127,7 +127,8 @@ def _sentence(error: Mapping[str, Any], keys_at: Callable[[tuple[Any, ...]], Ite
         match = nearest(value, allowed.replace("'", "").replace(" or ", ", ").split(", "))
         return f"{where}: {value!r} is not allowed.{match} Allowed: {allowed}."
     if kind == "value_error":
-        return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+        message = error["msg"].removeprefix("Value error, ")
+        return f"{where}: {message}" if where else message
     if kind in _KINDS:
         return f"{where} {_KINDS[kind]}, not {value!r}."
     return f"{where}: {error['msg']}, not {value!r}."

@@ -7,6 +7,7 @@ import textwrap
 from vlm_patching.graph.ir import Dimension, Edit, InterventionGraph, Place
 
 WIDTH = 118
+_HARD_SPACE = "\u00a0"
 
 
 def text(graph: InterventionGraph) -> str:
@@ -14,7 +15,7 @@ def text(graph: InterventionGraph) -> str:
     lines = [f'InterventionGraph {graph.id[:8]} "{graph.name}"']
     for run in graph.runs:
         dimensions = [d for d in graph.dimensions if d.name in run.over and not _is_written_out(d)]
-        swept = "   for " + ", ".join(f"{d.name} in {_values(d)}" for d in dimensions) if dimensions else ""
+        swept = "   for " + ", ".join(_unbroken(d) for d in dimensions) if dimensions else ""
         lines += _wrapped(f"  run {run.name:<10} on {run.on}{swept}")
         lines += [f"    {_edit(edit)}" for edit in run.edits]
         lines += [f"    read    {read.name} = {_place(read.at)}" for read in run.reads]
@@ -24,7 +25,14 @@ def text(graph: InterventionGraph) -> str:
 
 
 def _wrapped(line: str) -> list[str]:
-    return textwrap.wrap(line, WIDTH, subsequent_indent=" " * 8, break_long_words=False, drop_whitespace=True)
+    wrapped = textwrap.wrap(line, WIDTH, subsequent_indent=" " * 8, break_long_words=False)
+    return [part.replace(_HARD_SPACE, " ") for part in wrapped]
+
+
+def _unbroken(dimension: Dimension) -> str:
+    """A dimension and its values, to be broken between values only."""
+    shown = f"{dimension.name} in {_values(dimension)}"
+    return shown if "," in shown else shown.replace(" ", _HARD_SPACE)
 
 
 def mermaid(graph: InterventionGraph) -> str:

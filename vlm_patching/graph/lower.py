@@ -83,12 +83,22 @@ def lower(experiment: Experiment, architecture: Architecture) -> InterventionGra
         keep=experiment.pairs.keep,
         seed=experiment.seed,
     )
-    check_graph(graph, architecture)
+    check_graph(graph, architecture, sites_called="patch.sites", window_called="patch.window")
     return graph
 
 
-def check_graph(graph: InterventionGraph, architecture: Architecture) -> None:
+def check_graph(
+    graph: InterventionGraph,
+    architecture: Architecture,
+    sites_called: str = "sites",
+    window_called: str = "window",
+) -> None:
     """Refuse a graph that asks for something the model does not have.
+
+    Parameters
+    ----------
+    sites_called, window_called
+        What they are called where the user wrote them.
 
     Raises
     ------
@@ -99,10 +109,10 @@ def check_graph(graph: InterventionGraph, architecture: Architecture) -> None:
     located = [architecture.locate(site) for site in sites]
     with_heads = [component in HEAD_COMPONENTS for _, component in located]
     if any(with_heads) and not all(with_heads):
-        raise SpecError(f"Sites {', '.join(sites)} mix heads with whole modules; a sweep is over one or the other.")
+        raise SpecError(f"{sites_called} {', '.join(sites)} mix heads with whole modules; a sweep is over one kind.")
     if any(with_heads) != (place.head is not None):
         which = "name no head" if any(with_heads) else "have no heads"
-        raise SpecError(f"Sites {', '.join(sites)} {which}, but the place replaced has head {place.head!r}.")
+        raise SpecError(f"{sites_called} {', '.join(sites)} {which}, but the place replaced has head {place.head!r}.")
     for what, literal, attribute in (("layer", place.layer, "layers"), ("head", place.head, "heads")):
         most = max(getattr(stack, attribute) for stack, _ in located)
         for value in values_of(graph, what, literal):
@@ -110,7 +120,9 @@ def check_graph(graph: InterventionGraph, architecture: Architecture) -> None:
                 raise SpecError(f"{what} {value} does not exist: {', '.join(sites)} have {attribute} 0 to {most - 1}.")
     for stack, _ in located:
         if place.window > stack.layers:
-            raise SpecError(f"The window is {place.window} layers wide, more than the {stack.layers} of {stack.name}.")
+            raise SpecError(
+                f"{window_called} is {place.window}, longer than the {stack.layers} layers of {stack.name}."
+            )
 
 
 def _symbol(name: str, values: tuple[Selector, ...]) -> str:

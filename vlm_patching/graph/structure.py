@@ -35,7 +35,8 @@ def check_structure(graph: InterventionGraph) -> None:
 def _check_names(graph: InterventionGraph) -> None:
     names = tuple(run.name for run in graph.runs)
     if names != RUNS:
-        raise SpecError(f"A graph has the runs {', '.join(RUNS)}, in this order; this one has {', '.join(names)}.")
+        found = ", ".join(names) or "none"
+        raise SpecError(f"A graph has the runs clean, corrupted and patched, in this order; this one has {found}.")
     if graph.direction not in ("denoise", "noise"):
         raise unknown("direction", graph.direction, ("denoise", "noise"))
     if graph.keep not in KEEP:
@@ -56,7 +57,7 @@ def _check_dimensions(graph: InterventionGraph) -> None:
         if dimension.name not in DIMENSIONS:
             raise unknown("dimension", dimension.name, DIMENSIONS)
         if not dimension.values:
-            raise SpecError(f"Dimension {dimension.name!r} has no values.")
+            raise SpecError(f"Dimension {dimension.name!r} is empty.")
         _check_unique(f"dimension {dimension.name!r}", dimension.values)
         whole = all(type(value) is int and value >= 0 for value in dimension.values)
         if dimension.name in ("layer", "head", "draw") and not whole:
