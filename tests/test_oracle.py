@@ -22,8 +22,10 @@ TOLERANCE = {"probability": 1e-5, "log_probability": 1e-4, "logit_difference": 1
 CORRUPTIONS: dict[str, dict[str, Any]] = {
     "semantic_image_pair": {"kind": "semantic_image_pair"},
     "symmetric_token_replacement": {"kind": "symmetric_token_replacement"},
-    "gaussian_noise": {"kind": "gaussian_noise", "std": 0.7, "draws": 2},
+    "gaussian_noise": {"kind": "gaussian_noise", "draws": 2},
 }
+QUESTION = {"semantic_image_pair": "color_choice", "symmetric_token_replacement": "place", "gaussian_noise": "color"}
+NOISE = 3.0
 POSITIONS = {
     "question_encoder": ["subject", "answer_option", "last"],
     "answer_decoder": ["decoding"],
@@ -34,7 +36,11 @@ POSITIONS = {
 
 @dataclass
 class Case:
-    """One model and one pair, prepared for the oracle without the package's help."""
+    """One model and one pair, prepared for the oracle without the package's help.
+
+    Answer and foil are the words most likely in the clean and the corrupted run, so that effects are large whatever the
+    weights; `noise` is in absolute units.
+    """
 
     module: Any
     pair: vp.Pair
@@ -42,6 +48,8 @@ class Case:
     answer: int
     foil: int
     columns: int
+    tokenizer: Any
+    noise: float
 
     def indices(self, stack: str, label: str) -> list[int]:
         """Where a position group is, found by looking."""
@@ -71,18 +79,16 @@ class Case:
     def word_ids(self, word: str) -> list[int]:
         return list(self.tokenizer(word, add_special_tokens=False)["input_ids"])
 
-    tokenizer: Any = None
-
 
 @pytest.fixture(scope="module")
-def cases(loaded: dict[str, Any]) -> dict[str, Case]:
-    return {name: _case(model) for name, model in loaded.items()}
+def cases(loaded: dict[str, Any]) -> dict[tuple[str, str], Case]:
+    return {(name, kind): _case(model, kind) for name, model in loaded.items() for kind in CORRUPTIONS}
 
 
-def _case(model: Any) -> Case:
+def _case(model: Any, corruption: str) -> Case:
     module, processor = model.envoy._module, model.description.processor
     blip = hasattr(module, "text_encoder")
-    pair = vp.load_pairs("shapes", n=1, seed=5)[0]
+    pair = vp.load_pairs("shapes", n=1, seed=5, questions=[QUESTION[corruption]])[0]
 
     def prepare(image: Any, text: str) -> dict[str, torch.Tensor]:
         prompt = text if blip else f"USER: <image>\n{text} ASSISTANT:"
@@ -97,22 +103,28 @@ def _case(model: Any) -> Case:
         "semantic_image_pair": prepare(pair.corrupted.image, pair.clean.text),
         "symmetric_token_replacement": prepare(pair.clean.image, pair.corrupted.text),
     }
-    clean, other = (oracle.run(module, inputs[k])[0] for k in ("clean", "semantic_image_pair"))
+    clean, read = oracle.run(module, inputs["clean"], read=[("image_embeds", None)])
+    embeds = next(iter(read.values()))
+    noise = NOISE * embeds.std().item()
+    if corruption == "gaussian_noise":
+        added = noise * _noise(pair.id, 11, 1, embeds.shape)[0]
+        other, _ = oracle.run(module, inputs["clean"], edits=[("add", "image_embeds", None, None, None, added)])
+    else:
+        other, _ = oracle.run(module, inputs[corruption])
     words = [i for w, i in processor.tokenizer.get_vocab().items() if w.isalpha()]
-    likely = sorted(words, key=lambda i: -float(clean.softmax(-1)[i] + other.softmax(-1)[i]))[:2]
+    first = max(words, key=lambda i: float(clean[i]))
+    likely = [first, max((i for i in words if i != first), key=lambda i: float(other[i]))]
     answer, foil = (processor.tokenizer.convert_ids_to_tokens(i) for i in likely)
     pair = vp.Pair(pair.id, pair.clean, pair.corrupted, answer, foil, pair.spans, pair.spans_corrupted, pair.regions)
     grid = inputs["clean"]["pixel_values"].shape[-1] // module.config.vision_config.patch_size
-    case = Case(module, pair, inputs, likely[0], likely[1], grid)
-    case.tokenizer = processor.tokenizer
-    return case
+    return Case(module, pair, inputs, likely[0], likely[1], grid, processor.tokenizer, noise)
 
 
-def _noise(case: Case, seed: int, draws: int, shape: torch.Size) -> list[torch.Tensor]:
+def _noise(pair_id: str, seed: int, draws: int, shape: torch.Size) -> list[torch.Tensor]:
     """Draw d of a pair is seeded by the first 7 bytes of SHA-256 of "seed/purpose/pair/draw"."""
     drawn = []
     for draw in range(draws):
-        text = f"{seed}/image_embeds noise/{case.pair.id}/{draw}"
+        text = f"{seed}/image_embeds noise/{pair_id}/{draw}"
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
         drawn.append(torch.randn(shape[1:], generator=generator)[None])
     return drawn
@@ -122,17 +134,17 @@ def _noise(case: Case, seed: int, draws: int, shape: torch.Size) -> list[torch.T
 @pytest.mark.parametrize("corruption", list(CORRUPTIONS))
 @pytest.mark.parametrize("name", [*BUNDLED, *RANDOM])
 def test_every_site_equals_the_oracle(
-    name: str, corruption: str, direction: str, loaded: dict[str, Any], cases: dict[str, Case]
+    name: str, corruption: str, direction: str, loaded: dict[str, Any], cases: dict[tuple[str, str], Case]
 ) -> None:
-    case, model = cases[name], loaded[name]
+    case, model = cases[name, corruption], loaded[name]
     spread: dict[str, float] = dict.fromkeys(TOLERANCE, 0.0)
     compared = 0
     sites = model.description.architecture.sites()
     assert set(sites) >= set(oracle.all_sites(case.module)) - {"image_embeds"}
     for site in sites:
-        if site.startswith("vision.mlp_neuron"):
-            continue
-        ds = vp.run(_experiment(name, site, corruption, direction), model=model, inputs=[case.pair], progress=False)
+        if site == "vision.mlp_neuron":
+            continue  # the oracle has no such site
+        ds = vp.run(_experiment(case, site, corruption, direction), model=model, inputs=[case.pair], progress=False)
         wanted = _by_oracle(case, ds, site, corruption, direction)
         for metric, tolerance in TOLERANCE.items():
             found = ds[metric].values[0, 0]
@@ -145,15 +157,17 @@ def test_every_site_equals_the_oracle(
     assert compared > 300
 
 
-def _experiment(name: str, site: str, corruption: str, direction: str) -> vp.Experiment:
+def _experiment(case: Case, site: str, corruption: str, direction: str) -> vp.Experiment:
     stack = site.split(".")[0]
+    settings = CORRUPTIONS[corruption] | ({"std": case.noise} if corruption == "gaussian_noise" else {})
+    positions = [p for p in POSITIONS[stack] if p in case.pair.spans or p not in ("subject", "answer_option")]
     return vp.Experiment.from_dict(
         {
             "name": "oracle",
             "model": {"name": "shapes-blip"},
             "pairs": {"dataset": "shapes", "keep": "all"},
-            "corruption": CORRUPTIONS[corruption],
-            "patch": {"sites": [site], "positions": POSITIONS[stack], "direction": direction},
+            "corruption": settings,
+            "patch": {"sites": [site], "positions": positions, "direction": direction},
             "metrics": list(TOLERANCE),
             "seed": 11,
         }
@@ -169,7 +183,7 @@ def _by_oracle(case: Case, ds: Any, site: str, corruption: str, direction: str) 
     if noisy:
         _, read = oracle.run(case.module, clean, read=[("image_embeds", None)])
         shape = next(iter(read.values())).shape
-        noises = [CORRUPTIONS[corruption]["std"] * n for n in _noise(case, 11, 2, shape)]
+        noises = [case.noise * n for n in _noise(case.pair.id, 11, 2, shape)]
     base, source = (other, clean) if direction == "denoise" else (clean, other)
     stack, heads = site.split(".")[0], list(range(ds.sizes.get("head", 1)))
     table: dict[str, list[float]] = {metric: [] for metric in TOLERANCE}
@@ -195,13 +209,15 @@ def _by_oracle(case: Case, ds: Any, site: str, corruption: str, direction: str) 
 
 
 @pytest.mark.parametrize("name", [*BUNDLED, *RANDOM])
-def test_a_window_of_layers_equals_the_oracle(name: str, loaded: dict[str, Any], cases: dict[str, Case]) -> None:
-    case, model = cases[name], loaded[name]
+def test_a_window_of_layers_equals_the_oracle(
+    name: str, loaded: dict[str, Any], cases: dict[tuple[str, str], Case]
+) -> None:
+    case, model = cases[name, "semantic_image_pair"], loaded[name]
     site = "question_encoder.mlp_out" if "blip" in name else "language.mlp_out"
     stack = site.split(".")[0]
     layers = oracle.layer_count(case.module, site)
     for width in (2, 3):
-        spec = _experiment(name, site, "semantic_image_pair", "denoise").to_dict()
+        spec = _experiment(case, site, "semantic_image_pair", "denoise").to_dict()
         spec["patch"]["window"] = width
         ds = vp.run(vp.Experiment.from_dict(spec), model=model, inputs=[case.pair], progress=False)
         for layer in range(layers):
@@ -224,13 +240,14 @@ def test_a_window_of_layers_equals_the_oracle(name: str, loaded: dict[str, Any],
 
 @pytest.mark.parametrize("name", [*BUNDLED, *RANDOM])
 def test_restoring_the_last_layer_at_the_readout_is_the_clean_run(
-    name: str, loaded: dict[str, Any], cases: dict[str, Case]
+    name: str, loaded: dict[str, Any], cases: dict[tuple[str, str], Case]
 ) -> None:
-    case, model = cases[name], loaded[name]
+    model = loaded[name]
     site = "answer_decoder.resid_post" if "blip" in name else "language.resid_post"
     position = "decoding" if "blip" in name else "last"
     for corruption in CORRUPTIONS:
-        spec = _experiment(name, site, corruption, "denoise").to_dict()
+        case = cases[name, corruption]
+        spec = _experiment(case, site, corruption, "denoise").to_dict()
         spec["patch"]["positions"] = [position]
         ds = vp.run(vp.Experiment.from_dict(spec), model=model, inputs=[case.pair], progress=False)
         for metric in TOLERANCE:
@@ -239,10 +256,13 @@ def test_restoring_the_last_layer_at_the_readout_is_the_clean_run(
             np.testing.assert_allclose(restored, float(ds[f"{metric}_clean"][0]), rtol=0, atol=TOLERANCE[metric] / 10)
 
 
-def test_the_noise_is_relative_to_the_clean_embeddings_of_all_pairs(loaded: dict[str, Any]) -> None:
+def test_the_noise_is_relative_to_the_clean_embeddings_of_all_pairs(
+    loaded: dict[str, Any], cases: dict[tuple[str, str], Case]
+) -> None:
     model = loaded["shapes-llava"]
     pairs = vp.load_pairs("shapes", n=5, seed=2)
-    spec = _experiment("", "language.resid_post", "gaussian_noise", "denoise").to_dict()
+    case = cases["shapes-llava", "gaussian_noise"]
+    spec = _experiment(case, "language.resid_post", "gaussian_noise", "denoise").to_dict()
     spec["corruption"] = {"kind": "gaussian_noise", "k": 2.0, "draws": 1}
     ds = vp.run(vp.Experiment.from_dict(spec), model=model, inputs=pairs, progress=False)
     processor = model.description.processor

@@ -16,6 +16,8 @@ from vlm_patching.errors import SpecError, unknown
 from vlm_patching.plots.labels import effect_label, position_labels, subtitle
 
 _COLORS = "RdBu_r"
+MOST_INCHES = 17.0
+"""Cells get narrower before a figure gets wider than this."""
 
 
 def heatmap(
@@ -121,10 +123,12 @@ def _panels(
 def _axes(present: dict[str, np.ndarray], layers: int) -> tuple[Figure, list[Axes]]:
     """A row of panels, as wide as what they hold."""
     columns = [max(int(keep.sum()), 3) for keep in present.values()]
+    around = 0.6 * len(columns) + 1.6
+    cell = min(0.55, max(0.3, (MOST_INCHES - around) / sum(columns)))
     figure, axes = plt.subplots(
         1,
         len(columns),
-        figsize=(max(sum(0.55 * count + 0.6 for count in columns) + 1.6, 6), 0.42 * layers + 2.4),
+        figsize=(max(cell * sum(columns) + around, 6), 0.42 * layers + 2.4),
         squeeze=False,
         layout="constrained",
         gridspec_kw={"width_ratios": columns},

@@ -1,0 +1,80 @@
+"""Where numbers come from: the one place that makes a result's attributes. All values are text or numbers."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vlm_patching.experiment import Experiment
+from vlm_patching.graph import InterventionGraph
+from vlm_patching.models import Model, ModelDescription
+from vlm_patching.pairs import Pair, pairs_digest
+
+_PACKAGES = ("vlm_patching", "nnsight", "torch", "transformers", "pillow", "xarray", "zarr", "numpy")
+
+
+def planned_attributes(
+    experiment: Experiment | None, graph: InterventionGraph, description: ModelDescription, pairs: Sequence[Pair]
+) -> dict[str, Any]:
+    """What is known before anything runs. A graph that was written by hand is its own experiment."""
+    attributes: dict[str, Any] = {
+        "name": graph.name,
+        "experiment_id": experiment.id if experiment else graph.id,
+        "graph": graph.to_json(),
+        "graph_id": graph.id,
+        "pairs_sha256": pairs_digest(pairs),
+        "direction": graph.direction,
+        "model": description.name,
+        "model_revision": description.revision or "",
+        "image_processor": type(description.processor.image_processor).__name__,
+        "seed": graph.seed,
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": json.dumps({name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()}),
+        **_git(),
+    }
+    if experiment:
+        attributes["experiment"] = experiment.to_json()
+        attributes["experiment_yaml"] = experiment.to_yaml()
+        attributes["source"] = experiment.source or ""
+        attributes["deviations"] = "\n".join(experiment.deviations)
+    return attributes
+
+
+def model_attributes(model: Model, backend: str) -> dict[str, Any]:
+    """What is known once the model is there."""
+    return {
+        "weights_sha256": model.digest,
+        "dtype": model.dtype,
+        "device": str(model.device),
+        "backend": backend,
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git() -> dict[str, Any]:
+    """Commit of the checkout that the package runs from, and whether it has changes; nothing where it is no checkout."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return {}
+    try:
+        commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
+        dirty = bool(_output(["git", "-C", str(folder), "status", "--porcelain"]))
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"git_commit": commit, "git_dirty": int(dirty)}
+
+
+def _output(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()

@@ -1,0 +1,196 @@
+"""The zarr store is the checkpoint: every example in it is whole or absent, and a killed run resumes from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from vlm_patching.errors import RunError, SpecError
+from vlm_patching.results.dataset import NOT_RUN
+
+
+_DIMENSIONS = ("example", "site", "layer", "head", "position", "draw", "corner")
+
+
+class MemoryStore:
+    """Results that are only returned, with the same methods as `ZarrStore`."""
+
+    def __init__(self, blank: xr.Dataset) -> None:
+        self._dataset = blank.copy(deep=True)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return dict(self._dataset.attrs)
+
+    def done(self) -> list[bool]:
+        """Which examples are written."""
+        return [kept != NOT_RUN for kept in self._dataset["kept"].values]
+
+    def write(self, index: int, values: Mapping[str, np.ndarray], kept: str) -> None:
+        """Put in one example's arrays and whether it was kept."""
+        for name, array in values.items():
+            self._dataset[name][index] = array
+        self._dataset["kept"][index] = kept
+
+    def annotate(self, attributes: Mapping[str, Any]) -> None:
+        """Add attributes."""
+        self._dataset.attrs.update(attributes)
+
+    def load(self) -> xr.Dataset:
+        """The dataset as it now is."""
+        return self._dataset
+
+
+class ZarrStore:
+    """A zarr folder that takes one example at a time.
+
+    An example's arrays are written first and its `kept` label last, so a label is there only where the arrays are.
+
+    Parameters
+    ----------
+    path
+        Folder; made if it does not exist, resumed if it holds the same experiment.
+    blank
+        The dataset before anything has run, with the experiment's attributes.
+
+    Raises
+    ------
+    SpecError
+        The folder holds something else, or another experiment; what differs is named.
+    """
+
+    def __init__(self, path: str | Path, blank: xr.Dataset) -> None:
+        self.path = Path(path)
+        if self.path.exists():
+            check_resumable(self.path, blank.attrs)
+        else:
+            self._create(blank)
+        self._count = blank.sizes["example"]
+
+    def _create(self, blank: xr.Dataset) -> None:
+        part = self.path.with_name(f"{self.path.name}.part-{os.getpid()}")
+        encoding: dict[Any, Any] = {
+            name: {"chunks": (1, *variable.shape[1:])}
+            for name, variable in blank.variables.items()
+            if name in blank.data_vars or name == "kept"
+        }
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            blank.to_zarr(part, mode="w", encoding=encoding, zarr_format=3, consolidated=False)
+            part.rename(self.path)
+        except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
+            raise RunError(f"The store {self.path} could not be made: {error}. Nothing has been run.") from error
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return dict(zarr.open_group(self.path, mode="r").attrs)
+
+    def done(self) -> list[bool]:
+        """Which examples are written."""
+        return [kept != NOT_RUN for kept in self.load()["kept"].values]
+
+    def write(self, index: int, values: Mapping[str, np.ndarray], kept: str) -> None:
+        """Write one example's arrays, then its label; `RunError` (and nothing lost) where the disk does not take it."""
+        try:
+            group = zarr.open_group(self.path, mode="r+")
+            for name, array in values.items():
+                _array(group, name)[index] = array
+            _array(group, "kept")[index] = kept
+        except OSError as error:
+            written = sum(self.done())
+            raise RunError(
+                f"Example {index + 1} could not be written to {self.path}: {error}. {written} of {self._count} examples "
+                "are in the store, whole; make room and give the same command again to go on from there."
+            ) from error
+
+    def annotate(self, attributes: Mapping[str, Any]) -> None:
+        """Add attributes."""
+        try:
+            zarr.open_group(self.path, mode="r+").attrs.update(attributes)
+        except OSError as error:
+            raise RunError(
+                f"Attributes could not be written to {self.path}: {error}. The examples in the store are whole; make room "
+                "and give the same command again."
+            ) from error
+
+    def load(self) -> xr.Dataset:
+        """The dataset as it now is, in memory."""
+        return load_results(self.path)
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array:
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return array
+
+
+def load_results(path: str | Path) -> xr.Dataset:
+    """Open a store that `vp.run` has written; `SpecError` where it is none."""
+    path = Path(path)
+    if not path.exists():
+        raise SpecError(f"Store {path} does not exist.")
+    try:
+        with xr.open_zarr(path, consolidated=False, chunks=None) as dataset:
+            loaded = dataset.load()
+    except (OSError, ValueError, KeyError) as error:
+        raise SpecError(f"{path} is not a zarr store of results: {error}") from error
+    if "experiment_id" not in loaded.attrs:
+        raise SpecError(
+            f"{path} is a zarr store, but not one that a run has written (no experiment_id in its attributes)."
+        )
+    for name, variable in loaded.variables.items():
+        if variable.dtype.kind in "TU":  # zarr gives its own string type; one kind of label everywhere
+            loaded[name] = (variable.dims, np.array(variable.values.tolist(), dtype=object), variable.attrs)
+    return loaded[sorted(loaded.data_vars, key=_metric_first)].transpose(*_DIMENSIONS, missing_dims="ignore")
+
+
+def _metric_first(name: Any) -> tuple[str, str]:
+    metric = str(name).removesuffix("_clean").removesuffix("_corrupted")
+    return metric, str(name)
+
+
+def check_resumable(path: str | Path, attributes: Mapping[str, Any]) -> None:
+    """Refuse a store that is not of this experiment, or not of these weights; says what differs."""
+    found = load_results(path).attrs
+    if found["experiment_id"] != attributes["experiment_id"]:
+        raise SpecError(
+            f"Store {path} belongs to another experiment (id {found['experiment_id']}, this one is "
+            f"{attributes['experiment_id']}): {_differences(found, attributes)}. Name another store, or remove this one."
+        )
+    if found.get("pairs_sha256") != attributes["pairs_sha256"]:
+        raise SpecError(
+            f"Store {path} belongs to the same experiment on other pairs: their texts, answers, pictures, number or order "
+            f"have changed (sha256 {str(found.get('pairs_sha256'))[:12]}, now {attributes['pairs_sha256'][:12]}). Name "
+            "another store, or remove this one."
+        )
+
+
+def check_same_weights(path: str | Path, found: Mapping[str, Any], digest: str) -> None:
+    """Refuse to go on in a store that was begun with other weights."""
+    if found.get("weights_sha256", digest) != digest:
+        raise SpecError(
+            f"Store {path} was begun with other weights of this model (sha256 {found['weights_sha256'][:12]}, now "
+            f"{digest[:12]}). Name another store, or remove this one."
+        )
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    mine, theirs = (_flat(json.loads(a.get("experiment", a["graph"]))) for a in (wanted, found))
+    keys = [k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
+    shown = [f"{key} is {theirs.get(key)!r} there and {mine.get(key)!r} here" for key in keys[:3]]
+    return "; ".join(shown) + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(data, Mapping):
+        return {k: v for key, value in data.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): data}
