@@ -1,4 +1,4 @@
-"""Trust checks of every run: cells whose outcome is known beforehand, and random cells against one forward pass a cell."""
+"""Trust checks of every run: cells whose outcome is known beforehand, random cells against one forward pass a cell."""
 
 from __future__ import annotations
 
@@ -89,10 +89,10 @@ def _compare(claim: str, metric: str, cell: Cell, found: Any, wanted: Any, toler
     difference = abs(float(found) - float(wanted))
     if not difference <= tolerance[metric]:
         head = "" if cell.head is None else f", head {cell.head}"
+        where = f"{cell.site}, layer {cell.layer}{head}, position {cell.position.label!r}, draw {cell.draw}"
         raise CheckError(
-            f"Trust check failed: {claim}, but at {cell.site}, layer {cell.layer}{head}, position {cell.position.label!r}, "
-            f"draw {cell.draw}, {metric} is {float(found):.8g} where {float(wanted):.8g} was expected (difference "
-            f"{difference:.2g}, tolerance {tolerance[metric]:g}). These numbers must not be used. "
+            f"Trust check failed: {claim}, but at {where}, {metric} is {float(found):.8g} where {float(wanted):.8g} "
+            f"was expected (difference {difference:.2g}, tolerance {tolerance[metric]:g}). These numbers must not be used. "
             "run(..., checks=False) leaves the checks out, to look into it."
         )
     return difference

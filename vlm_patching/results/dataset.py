@@ -1,4 +1,4 @@
-"""Arrays → a labelled dataset: `example`, then `site`, `layer`, `head`, `position`, `draw` as far as the sweep has them.
+"""Arrays → a labelled dataset: `example`, then `site`, `layer`, `head`, `position`, `draw` as the sweep has them.
 
 For a metric m the variables are `m` (patched), `m_clean` and `m_corrupted`, in float32; NaN means not run.
 """

@@ -64,7 +64,7 @@ def _version(name: str) -> str:
 
 
 def _git() -> dict[str, Any]:
-    """Commit of the checkout that the package runs from, and whether it has changes; nothing where it is no checkout."""
+    """Commit of the checkout that the package runs from, and whether it has changes; nothing where it is none."""
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists():
         return {}

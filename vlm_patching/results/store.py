@@ -16,7 +16,6 @@ import zarr
 from vlm_patching.errors import RunError, SpecError
 from vlm_patching.results.dataset import NOT_RUN
 
-
 _DIMENSIONS = ("example", "site", "layer", "head", "position", "draw", "corner")
 
 
@@ -108,8 +107,8 @@ class ZarrStore:
         except OSError as error:
             written = sum(self.done())
             raise RunError(
-                f"Example {index + 1} could not be written to {self.path}: {error}. {written} of {self._count} examples "
-                "are in the store, whole; make room and give the same command again to go on from there."
+                f"Example {index + 1} could not be written to {self.path}: {error}. {written} of {self._count} "
+                "examples are in the store, whole; make room and give the same command again to go on from there."
             ) from error
 
     def annotate(self, attributes: Mapping[str, Any]) -> None:
@@ -118,8 +117,8 @@ class ZarrStore:
             zarr.open_group(self.path, mode="r+").attrs.update(attributes)
         except OSError as error:
             raise RunError(
-                f"Attributes could not be written to {self.path}: {error}. The examples in the store are whole; make room "
-                "and give the same command again."
+                f"Attributes could not be written to {self.path}: {error}. The examples in the store are whole; make "
+                "room and give the same command again."
             ) from error
 
     def load(self) -> xr.Dataset:
@@ -164,12 +163,13 @@ def check_resumable(path: str | Path, attributes: Mapping[str, Any]) -> None:
     if found["experiment_id"] != attributes["experiment_id"]:
         raise SpecError(
             f"Store {path} belongs to another experiment (id {found['experiment_id']}, this one is "
-            f"{attributes['experiment_id']}): {_differences(found, attributes)}. Name another store, or remove this one."
+            f"{attributes['experiment_id']}): {_differences(found, attributes)}. Name another store, or remove this "
+            "one."
         )
     if found.get("pairs_sha256") != attributes["pairs_sha256"]:
         raise SpecError(
-            f"Store {path} belongs to the same experiment on other pairs: their texts, answers, pictures, number or order "
-            f"have changed (sha256 {str(found.get('pairs_sha256'))[:12]}, now {attributes['pairs_sha256'][:12]}). Name "
+            f"Store {path} belongs to the same experiment on other pairs: their texts, answers, pictures, number or "
+            f"order have changed (sha256 {str(found.get('pairs_sha256'))[:12]}, now {attributes['pairs_sha256'][:12]}). Name "
             "another store, or remove this one."
         )
 
