@@ -130,7 +130,7 @@ def _lines(ax: Axes, ds: xr.Dataset, sites: tuple[str, ...]) -> None:
     ax.set_title(f"{ds.attrs['model']}, resid_post", fontsize=10)
     ax.set_xlabel("layer")
     ax.set_ylabel("share of the total effect")
-    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(0.0, 0.97))
+    ax.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2)
 
 
 def summarize(results: dict[str, xr.Dataset], seconds: float, memory: float) -> str:

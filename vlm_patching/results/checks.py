@@ -92,7 +92,7 @@ def _compare(claim: str, metric: str, cell: Cell, found: Any, wanted: Any, toler
         where = f"{cell.site}, layer {cell.layer}{head}, position {cell.position.label!r}, draw {cell.draw}"
         raise CheckError(
             f"Trust check failed: {claim}, but at {where}, {metric} is {float(found):.8g} where {float(wanted):.8g} "
-            f"was expected (difference {difference:.2g}, tolerance {tolerance[metric]:g}). These numbers must not be used. "
-            "run(..., checks=False) leaves the checks out, to look into it."
+            f"was expected (difference {difference:.2g}, tolerance {tolerance[metric]:g}). These numbers must not be "
+            "used. run(..., checks=False) leaves the checks out, to look into it."
         )
     return difference

@@ -167,10 +167,10 @@ def check_resumable(path: str | Path, attributes: Mapping[str, Any]) -> None:
             "one."
         )
     if found.get("pairs_sha256") != attributes["pairs_sha256"]:
+        then, now = str(found.get("pairs_sha256"))[:12], attributes["pairs_sha256"][:12]
         raise SpecError(
             f"Store {path} belongs to the same experiment on other pairs: their texts, answers, pictures, number or "
-            f"order have changed (sha256 {str(found.get('pairs_sha256'))[:12]}, now {attributes['pairs_sha256'][:12]}). Name "
-            "another store, or remove this one."
+            f"order have changed (sha256 {then}, now {now}). Name another store, or remove this one."
         )
 
 
