@@ -12,6 +12,7 @@ from transformers import AutoProcessor
 
 import vlm_patching as vp
 from tests.oracle.patching import build_blip, build_llava
+from vlm_patching import pipeline
 from vlm_patching.models import Model
 
 BUNDLED = ("shapes-blip", "shapes-llava")
@@ -38,6 +39,16 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def loaded(model_folders: dict[str, str]) -> dict[str, Model]:
     """Name of a test model → the loaded model."""
     return {name: vp.load_model(folder) for name, folder in model_folders.items()}
+
+
+@pytest.fixture
+def weights_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails a test in which weights are loaded: what cannot work must be refused before."""
+
+    def load(*args: object, **kwargs: object) -> None:
+        pytest.fail("the weights were loaded before the input was refused")
+
+    monkeypatch.setattr(pipeline, "load_model", load)
 
 
 def _random_blip(folder: Path) -> str:
