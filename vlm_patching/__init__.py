@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vlm_patching.experiment import Experiment
     from vlm_patching.graph import InterventionGraph
     from vlm_patching.models import bundled_models, describe_model, load_model
-    from vlm_patching.pairs import Pair, Prompt, load_pairs
+    from vlm_patching.pairs import Pair, Prompt, corrupt_images, load_pairs
     from vlm_patching.pipeline import run
     from vlm_patching.results import load_results
 
@@ -35,6 +35,7 @@ _HOME = {
     "RunError": "errors",
     "SpecError": "errors",
     "bundled_models": "models",
+    "corrupt_images": "pairs",
     "describe_model": "models",
     "effect": "analysis",
     "load_model": "models",
@@ -54,6 +55,7 @@ __all__ = [
     "RunError",
     "SpecError",
     "bundled_models",
+    "corrupt_images",
     "describe_model",
     "effect",
     "load_model",

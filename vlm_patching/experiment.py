@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from vlm_patching.errors import SpecError, nearest
 from vlm_patching.metrics import METRICS
-from vlm_patching.pairs import CORRUPTED_INPUT, DATASETS
+from vlm_patching.pairs import CORRUPTED_INPUT, DATASETS, IMAGE_CORRUPTIONS
 from vlm_patching.validation import explain, one_of, parse_json, parse_yaml, read_text
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class CorruptionSpec(_Section):
     Attributes
     ----------
     kind
-        `semantic_image_pair`, `symmetric_token_replacement` or `gaussian_noise`.
+        `semantic_image_pair`, `symmetric_token_replacement`, `gaussian_noise`, or a name out of `IMAGE_CORRUPTIONS`.
     site
         Noise: where it is added.
     k
@@ -127,6 +127,8 @@ class CorruptionSpec(_Section):
         Noise: its standard deviation in absolute units, in place of k.
     draws
         Noise: how many seeded draws; every cell of a pair gets the same ones.
+    color, radius, grid, region
+        Of `blank_image`, `blurred_image` (pixels), `shuffled_image` (patches a side), `masked_region`.
     """
 
     kind: str
@@ -134,18 +136,33 @@ class CorruptionSpec(_Section):
     k: float | None = Field(default=None, gt=0)
     std: float | None = Field(default=None, gt=0)
     draws: int | None = Field(default=None, ge=1)
+    color: tuple[int, ...] | None = Field(default=None, min_length=3, max_length=3)
+    radius: float | None = Field(default=None, gt=0)
+    grid: int | None = Field(default=None, ge=2)
+    region: str | None = None
 
     _kind = field_validator("kind")(one_of("corruption", CORRUPTED_INPUT))
 
     @model_validator(mode="after")
-    def _noise_settings_only_for_noise(self) -> Self:
-        if self.kind != "gaussian_noise":
-            given = [name for name in ("site", "k", "std", "draws") if getattr(self, name) is not None]
-            if given:
-                raise ValueError(f"{', '.join(given)} belong to gaussian_noise, not to {self.kind}.")
-        elif self.k is not None and self.std is not None:
+    def _settings_belong_to_the_kind(self) -> Self:
+        own = _SETTINGS.get(self.kind, ())
+        foreign = [name for name in self.settings() if name not in own]
+        if foreign:
+            owners = [kind for kind, names in _SETTINGS.items() if foreign[0] in names]
+            raise ValueError(f"{', '.join(foreign)} belong to {' and '.join(owners)}, not to {self.kind}.")
+        if self.k is not None and self.std is not None:
             raise ValueError("give either k (relative) or std (absolute), not both.")
         return self
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that were given."""
+        return {name: value for name, value in self if name != "kind" and value is not None}
+
+
+_SETTINGS: dict[str, tuple[str, ...]] = {
+    "gaussian_noise": ("site", "k", "std", "draws"),
+    **{kind: corruption.settings for kind, corruption in IMAGE_CORRUPTIONS.items()},
+}
 
 
 class PatchSpec(_Section):

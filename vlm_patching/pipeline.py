@@ -20,7 +20,7 @@ from vlm_patching.graph import InterventionGraph, sites_of
 from vlm_patching.graph.lower import check_graph, lower
 from vlm_patching.inputs import EncodedPair, encode_pair
 from vlm_patching.models import Architecture, Model, ModelDescription, describe_model, load_model
-from vlm_patching.pairs import Pair, check_corrupted, load_pairs
+from vlm_patching.pairs import IMAGE_CORRUPTIONS, Pair, check_corrupted, corrupt_images, load_pairs
 from vlm_patching.results.checks import check_example
 from vlm_patching.results.dataset import example_values, reason, template
 from vlm_patching.results.provenance import model_attributes, planned_attributes
@@ -100,6 +100,9 @@ def run(
     assert isinstance(graph, InterventionGraph)
     check_graph(graph, description.architecture)
     pairs = list(inputs) if inputs is not None else _pairs(experiment)
+    if experiment and experiment.corruption.kind in IMAGE_CORRUPTIONS:
+        corruption = experiment.corruption
+        pairs = corrupt_images(pairs, corruption.kind, experiment.seed, **corruption.settings())
     encoded = check_pairs(graph, description, pairs)
     blank = template(graph, description.architecture, encoded)
     blank.attrs = planned_attributes(experiment, graph, description, pairs)

@@ -7,15 +7,18 @@ from typing import Any
 from vlm_patching.errors import SpecError, nearest, unknown
 from vlm_patching.pairs.corruptions import CORRUPTED_INPUT, INPUTS, check_corrupted, prompt_for
 from vlm_patching.pairs.datasets import DATASETS
+from vlm_patching.pairs.image_corruptions import IMAGE_CORRUPTIONS, corrupt_images
 from vlm_patching.pairs.pair import Pair, Prompt, pairs_digest
 
 __all__ = [
     "CORRUPTED_INPUT",
     "DATASETS",
+    "IMAGE_CORRUPTIONS",
     "INPUTS",
     "Pair",
     "Prompt",
     "check_corrupted",
+    "corrupt_images",
     "load_pairs",
     "pairs_digest",
     "prompt_for",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from PIL import ImageChops
 
 from vlm_patching.errors import SpecError
+from vlm_patching.pairs.image_corruptions import IMAGE_CORRUPTIONS
 from vlm_patching.pairs.pair import Pair, Prompt
 
 INPUTS = ("clean", "corrupted", "corrupted_image", "corrupted_text")
@@ -16,6 +17,7 @@ CORRUPTED_INPUT = {
     "semantic_image_pair": "corrupted_image",
     "symmetric_token_replacement": "corrupted_text",
     "gaussian_noise": "clean",
+    **dict.fromkeys(IMAGE_CORRUPTIONS, "corrupted_image"),
 }
 """Corruption → what its corrupted run is on. Noise is an edit of the run, so its input is the clean prompt."""
 
