@@ -1,7 +1,7 @@
 """Corrupted images that are made from the pairs' own: one table, found by name.
 
-Each function takes the pair, all pairs, a random generator and its settings, and gives the picture, as large as the clean
-one. A corruption is added by adding a function and its row in `IMAGE_CORRUPTIONS`.
+Each function takes the pair, all pairs, a random generator and its settings, and gives the picture, as large as the
+clean one. A corruption is added by adding a function and its row in `IMAGE_CORRUPTIONS`.
 """
 
 from __future__ import annotations
