@@ -271,13 +271,13 @@ def no_row(value: Any, op: dict[str, Any], values: dict[str, Any]) -> Any:
     return value
 
 
-def first_image(model: Any, program: Any, image: Any, values: Any, right: Any = kernels.enter_after_image) -> None:
-    right(model, program, image | {"index": torch.zeros_like(image["index"])}, values)
+def first_image(model: Any, operation: Any, values: Any, right: Any = kernels.apply) -> None:
+    if operation["do"] == "skip" and operation["index"] is not None:
+        operation = operation | {"index": torch.zeros_like(operation["index"])}
+    right(model, operation, values)
 
 
-@pytest.mark.parametrize(
-    ("function", "fault"), [("replaced", next_row), ("replaced", no_row), ("enter_after_image", first_image)]
-)
+@pytest.mark.parametrize(("function", "fault"), [("replaced", next_row), ("replaced", no_row), ("apply", first_image)])
 def test_a_check_catches_a_faulty_kernel_and_names_the_cell_and_both_values(
     models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, function: str, fault: Any
 ) -> None:

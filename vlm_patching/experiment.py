@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -112,6 +112,13 @@ class PairsSpec(_Section):
         return {name: value for name, value in given.items() if value is not None}
 
 
+class FactorSpec(_Section):
+    """Multiplicative noise: the values are multiplied by N(mean, std²)."""
+
+    mean: float
+    std: float = Field(gt=0)
+
+
 class CorruptionSpec(_Section):
     """What corrupts the corrupted run.
 
@@ -120,11 +127,16 @@ class CorruptionSpec(_Section):
     kind
         `semantic_image_pair`, `symmetric_token_replacement`, `gaussian_noise`, or a name out of `IMAGE_CORRUPTIONS`.
     site
-        Noise: where it is added.
+        Noise: `image_embeds` (where not given), `pixels`, or the `token_embeds` of a span.
+    span
+        Noise at token_embeds: whose tokens; `subject` where not given.
     k
-        Noise: its standard deviation, in standard deviations of the clean values over all pairs.
+        Noise that is added: its standard deviation, in standard deviations of the clean values over all pairs; 3 where
+        nothing is given.
     std
-        Noise: its standard deviation in absolute units, in place of k.
+        The same in absolute units, in place of k.
+    multiplicative, scale
+        In place of k: multiply by N(mean, std²), or by one number.
     draws
         Noise: how many seeded draws; every cell of a pair gets the same ones.
     color, radius, grid, region
@@ -132,9 +144,12 @@ class CorruptionSpec(_Section):
     """
 
     kind: str
-    site: Literal["image_embeds"] | None = None
+    site: Literal["image_embeds", "pixels", "token_embeds"] | None = None
+    span: str | None = None
     k: float | None = Field(default=None, gt=0)
     std: float | None = Field(default=None, gt=0)
+    multiplicative: FactorSpec | None = None
+    scale: float | None = None
     draws: int | None = Field(default=None, ge=1)
     color: tuple[int, ...] | None = Field(default=None, min_length=3, max_length=3)
     radius: float | None = Field(default=None, gt=0)
@@ -150,8 +165,13 @@ class CorruptionSpec(_Section):
         if foreign:
             owners = [kind for kind, names in _SETTINGS.items() if foreign[0] in names]
             raise ValueError(f"{', '.join(foreign)} belong to {' and '.join(owners)}, not to {self.kind}.")
-        if self.k is not None and self.std is not None:
-            raise ValueError("give either k (relative) or std (absolute), not both.")
+        strengths = [name for name in ("k", "std", "multiplicative", "scale") if getattr(self, name) is not None]
+        if len(strengths) > 1:
+            raise ValueError(f"{' and '.join(strengths)} are each a strength of the noise; give either one, not both.")
+        if self.scale is not None and self.draws is not None:
+            raise ValueError("scale draws nothing; leave draws out.")
+        if self.span is not None and self.site != "token_embeds":
+            raise ValueError("span is for noise at token_embeds.")
         return self
 
     def settings(self) -> dict[str, Any]:
@@ -160,7 +180,7 @@ class CorruptionSpec(_Section):
 
 
 _SETTINGS: dict[str, tuple[str, ...]] = {
-    "gaussian_noise": ("site", "k", "std", "draws"),
+    "gaussian_noise": ("site", "span", "k", "std", "multiplicative", "scale", "draws"),
     **{kind: corruption.settings for kind, corruption in IMAGE_CORRUPTIONS.items()},
 }
 
@@ -316,6 +336,7 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
     section: Any = Experiment
     for part in location:
         section = section.model_fields[part].annotation
+        section = next((kind for kind in get_args(section) if kind is not type(None)), section)
     return list(section.model_fields)
 
 

@@ -12,11 +12,19 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
-from vlm_patching.backends.local import execute, image_embeds_std
-from vlm_patching.backends.plan import Settings, cells_of, chosen_positions, program, rows_per_pass
+from vlm_patching.backends.local import execute, reference_std
+from vlm_patching.backends.plan import (
+    Settings,
+    cells_of,
+    chosen_positions,
+    noise_positions,
+    program,
+    reference,
+    rows_per_pass,
+)
 from vlm_patching.errors import SpecError, unknown
 from vlm_patching.experiment import Experiment
-from vlm_patching.graph import InterventionGraph, sites_of
+from vlm_patching.graph import InterventionGraph, noise_of, sites_of
 from vlm_patching.graph.lower import check_graph, lower
 from vlm_patching.inputs import EncodedPair, encode_pair
 from vlm_patching.models import Architecture, Model, ModelDescription, describe_model, load_model
@@ -142,6 +150,7 @@ def check_pairs(graph: InterventionGraph, description: ModelDescription, pairs: 
 def _check_positions(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair, site: str) -> None:
     try:
         chosen_positions(graph, architecture, site, pair)
+        noise_positions(graph, architecture, pair)
     except SpecError as error:
         raise SpecError(f"Pair {pair.pair.id!r}, site {site}: {error}.") from error
 
@@ -214,20 +223,21 @@ def _plan(
 
 
 def _noise_std(graph: InterventionGraph, model: Model, pairs: Sequence[Pair], attributes: dict[str, object]) -> float:
-    """The graph's noise in absolute units: given so, or in standard deviations of the clean embeddings of all pairs."""
-    noise = next((edit for run in graph.runs for edit in run.edits if edit.kind == "add_noise"), None)
+    """The graph's noise in absolute units: given so, or in standard deviations of the clean values of all pairs."""
+    noise = noise_of(graph)
     if noise is None or noise.std is None:
         return 0.0
     if not noise.relative:
         return noise.std
     if "noise_std" in attributes:
         return float(str(attributes["noise_std"]))
+    encoded = (encode_pair(pair, model.description, _inputs_of(graph)) for pair in pairs)
+    if noise.at.site == "pixels":
+        return noise.std * float(
+            torch.cat([pair.inputs["clean"]["pixel_values"] for pair in encoded]).double().std(correction=0)
+        )
     architecture = model.description.architecture
-    sums = [
-        program(graph, architecture, encode_pair(pair, model.description, _inputs_of(graph)), [], 0.0, Settings())
-        for pair in pairs
-    ]
-    return noise.std * image_embeds_std(model, sums)
+    return noise.std * reference_std(model, [reference(graph, architecture, pair) for pair in encoded])
 
 
 def use_threads(count: int) -> None:

@@ -51,17 +51,16 @@ def run_trace(
     """One forward pass of a batch whose rows are cells; its operations are in the order in which the model computes."""
     rows = trace["rows"]
     device = next(model._module.parameters()).device
-    image = trace["image"]
     inputs = {}
     for name, tensor in program["inputs"][trace["on"]].items():
-        reused = name == "pixel_values" and image is not None
+        reused = name == "pixel_values" and trace["reuses_image"]
         inputs[name] = tensor.to(device) if reused else tensor.to(device).expand(rows, *tensor.shape[1:])
+    if trace["pixels"] is not None:
+        inputs["pixel_values"] = perturbed(inputs["pixel_values"], trace["pixels"])
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(next(model._module.parameters()).dtype)
     with torch.no_grad():  # noqa: SIM117 - nnsight takes the block of a with statement that is its own
         with model.trace(**inputs, **program["constants"]):
-            if image is not None:
-                enter_after_image(model, program, image, values)
             for operation in trace["operations"]:
                 apply(model, operation, values)
             logits = part_of(resolve(model, program["readout"]["path"]).output, program["readout"]["part"])[
@@ -73,32 +72,24 @@ def run_trace(
     results.setdefault(trace["run"] + ".top", []).append(logits.argmax(-1).cpu())
 
 
-def enter_after_image(model: Any, program: dict[str, Any], image: dict[str, Any], values: dict[str, Any]) -> None:
-    """Skip the image encoder: its modules give what they gave in an earlier run, one row of embeddings a cell."""
-    for path in program["bypass"]:
-        resolve(model, path).skip(values[image["run"] + "." + path])
-    embeds = program["image_embeds"]
-    saved = values[image["run"] + ".image"]
-    rows = part_of(saved, embeds["part"])[image["index"]]
-    resolve(model, embeds["path"]).skip(with_part(saved, embeds["part"], rows))
-
-
 def apply(model: Any, operation: dict[str, Any], values: dict[str, Any]) -> None:
-    """Keep, replace or add to the value at one place."""
+    """Keep, replace or perturb the value at one place, or skip a module: it gives what it gave in an earlier run."""
     module = resolve(model, operation["path"])
+    if operation["do"] == "skip":
+        saved = values[operation["name"]]
+        if operation["index"] is not None:
+            saved = with_part(saved, operation["part"], part_of(saved, operation["part"])[operation["index"]])
+        module.skip(saved)
+        return
     whole = module.input if operation["end"] == "input" else module.output
     if operation["do"] == "keep_whole":
         values[operation["name"]] = whole
         return
     value = part_of(whole, operation["part"])
     if operation["do"] == "read":
-        values[operation["name"]] = value
+        values[operation["name"]] = value.clone()  # some models go on to change it in place
         return
-    if operation["do"] == "replace":
-        value = replaced(value, operation, values)
-    else:
-        noise = gaussian(operation["seeds"], value.shape[1:]).to(value.device, value.dtype)
-        value = value + operation["std"] * noise[operation["index"]]
+    value = replaced(value, operation, values) if operation["do"] == "replace" else perturbed(value, operation)
     whole = with_part(whole, operation["part"], value)
     if operation["end"] == "input":
         module.input = whole
@@ -118,19 +109,37 @@ def replaced(value: torch.Tensor, operation: dict[str, Any], values: dict[str, A
     return value
 
 
+def perturbed(value: torch.Tensor, operation: dict[str, Any]) -> torch.Tensor:
+    """A copy with noise added to, or multiplied into, the listed positions (all where none are); row by draw."""
+    positions = operation["positions"]
+    part = value if positions is None else value[:, positions]
+    if operation["kind"] == "scale":
+        part = part * operation["mean"]
+    else:
+        noise = gaussian(operation["seeds"], part.shape[1:]).to(value.device, value.dtype)[operation["index"]]
+        spread = operation["std"] * noise
+        part = part + spread if operation["kind"] == "add_noise" else part * (operation["mean"] + spread)
+    if positions is None:
+        return part
+    value = value.clone()
+    value[:, positions] = part
+    return value
+
+
 def gaussian(seeds: list[int], shape: Any) -> torch.Tensor:
     """Standard normal noise, one draw a seed: [seed, *shape]; made on the CPU, the same on every device."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def moments(model: Any, programs: Any) -> torch.Tensor:
-    """Sum, sum of squares and count of the clean image embeddings of all programs, in float64."""
+    """Sum, sum of squares and count of the clean values that noise is relative to, over all programs, in float64."""
     total = torch.zeros(3, dtype=torch.float64)
     for program in programs:
         values: dict[str, Any] = {}
         run_trace(model, program, program["bases"][0], values, {})
-        embeds = part_of(values["clean.image"], program["image_embeds"]["part"]).double().cpu()
-        total += torch.tensor([embeds.sum(), embeds.square().sum(), embeds.numel()], dtype=torch.float64)
+        value, positions = values["reference"].double().cpu(), program["positions"]
+        value = value if positions is None else value[:, positions]
+        total += torch.tensor([value.sum(), value.square().sum(), value.numel()], dtype=torch.float64)
     return total
 
 

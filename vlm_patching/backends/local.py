@@ -19,8 +19,8 @@ def execute(model: Model, programs: Sequence[dict[str, Any]]) -> list[dict[str, 
     return results
 
 
-def image_embeds_std(model: Model, programs: Sequence[dict[str, Any]]) -> float:
-    """Standard deviation of the clean image embeddings over all programs' examples."""
+def reference_std(model: Model, programs: Sequence[dict[str, Any]]) -> float:
+    """Standard deviation of the values that `plan.reference` programs read, over all of them."""
     envoy, programs = model.envoy, list(programs)
     with envoy.session():
         found = nnsight.save(moments(envoy, programs))

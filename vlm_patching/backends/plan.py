@@ -1,9 +1,8 @@
 """Graph + architecture + one encoded pair → a program: batches whose rows are cells, as plain data.
 
-A program is a dict: `inputs` (kind → tensors), `answer`, `foil`, `metrics`, `keep`, `constants`, `readout`,
-`image_embeds`, `bypass` (paths), and two lists of traces, `bases` and `sweeps`. A trace has `run`, `on`, `rows`,
-`image` (None to run the image encoder, else which run's embeddings to take for each row) and `operations` in the order
-of execution.
+A program is a dict: `inputs` (kind → tensors), `answer`, `foil`, `metrics`, `keep`, `constants`, `readout`, and two
+lists of traces, `bases` and `sweeps`. A trace has `run`, `on`, `rows`, `reuses_image` (whether the image encoder is
+skipped), `pixels` (noise on the pixels, or None) and `operations` in the order of execution.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 from vlm_patching.errors import SpecError
-from vlm_patching.graph import InterventionGraph, draws_of, patch_place, sites_of, values_of
+from vlm_patching.graph import InterventionGraph, draws_of, noise_of, patch_place, sites_of, values_of
 from vlm_patching.inputs import EncodedPair
 from vlm_patching.models import HEAD_COMPONENTS, Architecture, Stack, Tap
 from vlm_patching.positions import Chosen
@@ -130,7 +129,6 @@ def program(
     noise_std
         Standard deviation of the graph's noise in absolute units; not used where it has none.
     """
-    embeds = architecture.image.embeds
     sources: dict[str, set[tuple[str, int]]] = {name: set() for name in ("clean", "corrupted")}
     for cell in cells:
         sources[cell.source] |= {(cell.site, layer) for layer in cell.layers}
@@ -144,8 +142,6 @@ def program(
         "keep": graph.keep,
         "constants": dict(architecture.constants),
         "readout": {"path": architecture.readout.path, "part": architecture.readout.part},
-        "image_embeds": {"path": embeds.path, "part": embeds.part},
-        "bypass": list(architecture.image.bypass),
         "bases": [_base(graph, architecture, pair, name, sources[name], noise_std) for name in ("clean", "corrupted")],
         "sweeps": [_sweep(graph, architecture, pair, batch, noise_std, settings) for batch in batches],
     }
@@ -168,17 +164,36 @@ def _base(
 ) -> dict[str, Any]:
     run = graph.run(name)
     rows = draws_of(graph) if "draw" in run.over else 1
-    embeds = architecture.image.embeds
     operations = [
         {"do": "keep_whole", "name": f"{name}.{path}", **_at(Tap(path, "output"))} for path in architecture.image.bypass
     ]
-    if _has_noise(graph, name):
-        operations.append(_noise(graph, architecture, pair, list(range(rows)), noise_std))
-    operations.append({"do": "keep_whole", "name": f"{name}.image", **_at(embeds)})
+    operations.append({"do": "keep_whole", "name": f"{name}.image", **_at(architecture.image.embeds)})
     reads = {(architecture.tap(site), layer): _key(name, architecture.tap(site), layer) for site, layer in read}
     operations += [{"do": "read", "name": key, **_at(tap, layer)} for (tap, layer), key in reads.items()]
-    ordered = sorted(operations, key=_order(architecture))
-    return {"run": name, "on": run.on, "rows": rows, "image": None, "operations": ordered}
+    noise = _noise(graph, architecture, pair, name, list(range(rows)), noise_std)
+    return _trace(architecture, name, run.on, rows, operations, noise, reuses_image=False)
+
+
+def _trace(
+    architecture: Architecture,
+    run: str,
+    on: str,
+    rows: int,
+    operations: list[dict[str, Any]],
+    noise: dict[str, Any] | None,
+    reuses_image: bool,
+) -> dict[str, Any]:
+    at_pixels = noise is not None and noise["site"] == "pixels"
+    if noise is not None and not at_pixels and not (reuses_image and noise["site"] == "image_embeds"):
+        operations = [*operations, noise]
+    return {
+        "run": run,
+        "on": on,
+        "rows": rows,
+        "reuses_image": reuses_image,
+        "pixels": noise if at_pixels and not reuses_image else None,
+        "operations": sorted(operations, key=_order(architecture)),
+    }
 
 
 def _sweep(
@@ -199,19 +214,17 @@ def _sweep(
     for (tap, layer, by_head, source), members in grouped.items():
         stack = architecture.locate(members[0][1].site)[0]
         operations.append(_replace(graph, stack, tap, layer, by_head, source, members))
-    image = None
-    if settings.reuse_image and not any(cell.site.startswith("vision.") for cell in cells):
-        index = [cell.draw if "draw" in graph.run(graph.base).over else 0 for cell in cells]
-        image = {"run": graph.base, "index": torch.tensor(index)}
-    elif _has_noise(graph, graph.base):
-        operations.append(_noise(graph, architecture, pair, [cell.draw for cell in cells], noise_std))
-    return {
-        "run": "patched",
-        "on": graph.run("patched").on,
-        "rows": len(cells),
-        "image": image,
-        "operations": sorted(operations, key=_order(architecture)),
-    }
+    reuses_image = settings.reuse_image and not any(cell.site.startswith("vision.") for cell in cells)
+    if reuses_image:
+        base, image = graph.run(graph.base), architecture.image
+        index = torch.tensor([cell.draw if "draw" in base.over else 0 for cell in cells])
+        operations += [
+            {"do": "skip", "name": f"{base.name}.{path}", "index": None, **_at(Tap(path, "output"))}
+            for path in image.bypass
+        ]
+        operations.append({"do": "skip", "name": f"{base.name}.image", "index": index, **_at(image.embeds)})
+    noise = _noise(graph, architecture, pair, graph.base, [cell.draw for cell in cells], noise_std)
+    return _trace(architecture, "patched", graph.run("patched").on, len(cells), operations, noise, reuses_image)
 
 
 def _replace(
@@ -238,14 +251,53 @@ def _replace(
 
 
 def _noise(
-    graph: InterventionGraph, architecture: Architecture, pair: EncodedPair, draws: list[int], std: float
-) -> dict[str, Any]:
-    seeds = [derived_seed(graph.seed, "image_embeds noise", pair.pair.id, draw) for draw in range(draws_of(graph))]
-    return {"do": "add", "seeds": seeds, "index": torch.tensor(draws), "std": std, **_at(architecture.image.embeds)}
+    graph: InterventionGraph, architecture: Architecture, pair: EncodedPair, run: str, draws: list[int], std: float
+) -> dict[str, Any] | None:
+    """What perturbs a run, row by draw; None where nothing does."""
+    edit = noise_of(graph)
+    if edit is None or edit not in graph.run(run).edits:
+        return None
+    site = edit.at.site
+    return {
+        "do": "perturb",
+        "kind": edit.kind,
+        "site": site,
+        "seeds": [derived_seed(graph.seed, f"{site} noise", pair.pair.id, draw) for draw in range(draws_of(graph))],
+        "index": torch.tensor(draws),
+        "std": std,
+        "mean": edit.mean,
+        "positions": noise_positions(graph, architecture, pair),
+        **(_at(noise_tap(architecture, site)) if site != "pixels" else {}),
+    }
 
 
-def _has_noise(graph: InterventionGraph, run: str) -> bool:
-    return any(edit.kind == "add_noise" for edit in graph.run(run).edits)
+def noise_tap(architecture: Architecture, site: str) -> Tap:
+    """Where `image_embeds` or `token_embeds` are."""
+    return architecture.image.embeds if site == "image_embeds" else architecture.token_embeds
+
+
+def noise_positions(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair) -> list[int] | None:
+    """Which token embeddings are perturbed in this example; None for all of what is perturbed.
+
+    Raises
+    ------
+    SpecError
+        The pair has no such span.
+    """
+    edit = noise_of(graph)
+    if edit is None or edit.at.position is None:
+        return None
+    return list(pair.positions[architecture.text_stack].choose(edit.at.position)[0].indices)
+
+
+def reference(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair) -> dict[str, Any]:
+    """A program whose clean run reads the values that the noise is relative to, as "reference"."""
+    edit = noise_of(graph)
+    assert edit is not None
+    made = program(graph, architecture, pair, [], 0.0, Settings())
+    read = {"do": "read", "name": "reference", **_at(noise_tap(architecture, edit.at.site))}
+    base = _trace(architecture, "clean", "clean", 1, [read], None, reuses_image=False)
+    return made | {"bases": [base], "positions": noise_positions(graph, architecture, pair)}
 
 
 def derived_seed(seed: int, purpose: str, example: str, draw: int) -> int:
@@ -263,15 +315,17 @@ def _at(tap: Tap, layer: int = 0) -> dict[str, Any]:
 
 def _order(architecture: Architecture) -> Any:
     """Sort key of operations: the order in which the model computes their places."""
-    places: list[tuple[str, str]] = []
+    tokens = (architecture.token_embeds.path, architecture.token_embeds.end)
+    places: list[tuple[str, str]] = [tokens] if architecture.image.inline else []
     for stack in architecture.stacks:
         for layer in range(stack.layers):
             places += [(tap.path.format(layer=layer), tap.end) for tap in stack.taps.values()]
         if stack.name == "vision":
             places += [(path, "output") for path in architecture.image.bypass]
             places.append((architecture.image.embeds.path, architecture.image.embeds.end))
+            places += [] if architecture.image.inline else [tokens]
     rank = {place: i for i, place in enumerate(places)}
-    step = {"add": 0, "replace": 1, "keep_whole": 2, "read": 2}
+    step = {"skip": 0, "perturb": 0, "replace": 1, "keep_whole": 2, "read": 2}
     return lambda operation: (rank[operation["path"], operation["end"]], step[operation["do"]])
 
 
@@ -292,7 +346,9 @@ def check_cells(
     }
     for site in sites_of(graph):
         stack = architecture.locate(site)[0]
-        if stack.name == "vision" and graph.run("corrupted").on != "corrupted_image":
+        edit = noise_of(graph)
+        from_image = graph.run("corrupted").on == "corrupted_image" or (edit is not None and edit.at.site == "pixels")
+        if stack.name == "vision" and not from_image:
             continue  # the runs differ in more than what the vision stack says
         everywhere = Chosen("all", tuple(range(len(pair.positions[stack.name].positions))))
         layer = stack.last_layer

@@ -81,4 +81,5 @@ def _place(place: Place) -> str:
 def _edit(edit: Edit) -> str:
     if edit.kind == "replace":
         return f"replace {_place(edit.at)}  with {edit.source}"
-    return f"add_noise {_place(edit.at)}, std {edit.std:g}{'σ' if edit.relative else ''}"
+    spread = "" if edit.std is None else f", std {edit.std:g}{'σ' if edit.relative else ''}"
+    return f"{edit.kind} {_place(edit.at)}" + ("" if edit.mean is None else f", mean {edit.mean:g}") + spread

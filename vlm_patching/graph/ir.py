@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vlm_patching.errors import SpecError
+from vlm_patching.graph.structure import NOISE_KINDS, check_structure
 from vlm_patching.validation import explain, parse_json
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -63,18 +64,22 @@ class Edit:
     Attributes
     ----------
     kind
-        `replace` by what a run has read (`source`, as "run.read"), or `add_noise`.
+        `replace` by what a run has read (`source`, as "run.read"); `add_noise`, `multiply_noise` (by N(mean, std²)) or
+        `scale` (by mean) at `pixels`, `image_embeds` or the `token_embeds` of a span.
     std, relative
         Noise: standard deviation; relative to that of the clean values over all pairs, or absolute.
+    mean
+        What the factor is on average.
     """
 
     __pydantic_config__ = _STRICT
 
-    kind: Literal["replace", "add_noise"]
+    kind: Literal["replace", "add_noise", "multiply_noise", "scale"]
     at: Place
     source: str | None = None
     std: float | None = None
     relative: bool = False
+    mean: float | None = None
 
 
 @dataclass(frozen=True)
@@ -135,8 +140,6 @@ class InterventionGraph:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        from vlm_patching.graph.structure import check_structure
-
         check_structure(self)
 
     def run(self, name: str) -> Run:
@@ -204,6 +207,11 @@ def values_of(graph: InterventionGraph, name: str, literal: Selector | None) -> 
 def sites_of(graph: InterventionGraph) -> tuple[str, ...]:
     """The sites a graph sweeps."""
     return tuple(map(str, values_of(graph, "site", patch_place(graph).site)))
+
+
+def noise_of(graph: InterventionGraph) -> Edit | None:
+    """The edit that corrupts the corrupted run, None where its input does."""
+    return next((edit for edit in graph.run("corrupted").edits if edit.kind in NOISE_KINDS), None)
 
 
 def draws_of(graph: InterventionGraph) -> int:

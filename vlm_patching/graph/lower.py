@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlm_patching.errors import SpecError
-from vlm_patching.experiment import Experiment
+from vlm_patching.experiment import CorruptionSpec, Experiment
 from vlm_patching.graph.ir import (
     Dimension,
     Edit,
@@ -49,11 +49,9 @@ def lower(experiment: Experiment, architecture: Architecture) -> InterventionGra
     dimensions.append(Dimension("position", patch.positions))
     noise: tuple[Edit, ...] = ()
     if corruption.kind == "gaussian_noise":
-        draws = corruption.draws or DEFAULT_NOISE_DRAWS
-        dimensions.append(Dimension("draw", tuple(range(draws))))
-        relative = corruption.std is None
-        std = corruption.std if corruption.std is not None else corruption.k or DEFAULT_NOISE_K
-        noise = (Edit("add_noise", Place("image_embeds"), std=std, relative=relative),)
+        noise = (_noise(corruption),)
+        if corruption.scale is None:
+            dimensions.append(Dimension("draw", tuple(range(corruption.draws or DEFAULT_NOISE_DRAWS))))
     place = Place(
         site=_symbol("site", patch.sites),
         layer="layer",
@@ -61,7 +59,7 @@ def lower(experiment: Experiment, architecture: Architecture) -> InterventionGra
         position=_symbol("position", patch.positions),
         window=patch.window,
     )
-    draw = ("draw",) if noise else ()
+    draw = ("draw",) if noise and corruption.scale is None else ()
     denoise = patch.direction == "denoise"
     read = (Read("z", place),)
     clean = Run("clean", "clean", reads=read if denoise else ())
@@ -85,6 +83,19 @@ def lower(experiment: Experiment, architecture: Architecture) -> InterventionGra
     )
     check_graph(graph, architecture, sites_called="patch.sites", window_called="patch.window")
     return graph
+
+
+def _noise(corruption: CorruptionSpec) -> Edit:
+    """The edit that the noise settings of a spec stand for."""
+    site = corruption.site or "image_embeds"
+    place = Place(site, position=(corruption.span or "subject") if site == "token_embeds" else None)
+    if corruption.scale is not None:
+        return Edit("scale", place, mean=corruption.scale)
+    if corruption.multiplicative is not None:
+        return Edit("multiply_noise", place, mean=corruption.multiplicative.mean, std=corruption.multiplicative.std)
+    if corruption.std is not None:
+        return Edit("add_noise", place, std=corruption.std)
+    return Edit("add_noise", place, std=corruption.k or DEFAULT_NOISE_K, relative=True)
 
 
 def check_graph(

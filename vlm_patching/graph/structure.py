@@ -10,10 +10,12 @@ from vlm_patching.metrics import METRICS
 from vlm_patching.pairs import INPUTS
 
 if TYPE_CHECKING:
-    from vlm_patching.graph.ir import InterventionGraph, Place, Run
+    from vlm_patching.graph.ir import Edit, InterventionGraph, Place, Run
 
 KEEP = ("clean_correct", "all", "clean_correct_corrupted_wrong")
 RUNS = ("clean", "corrupted", "patched")
+NOISE_KINDS = ("add_noise", "multiply_noise", "scale")
+NOISE_SITES = ("pixels", "image_embeds", "token_embeds")
 DIMENSIONS = ("site", "layer", "head", "position", "draw")
 
 
@@ -84,22 +86,43 @@ def _check_run(graph: InterventionGraph, run: Run) -> None:
         if graph.dimension(name) is None:
             raise unknown(f"dimension of run {run.name!r}", name, [d.name for d in graph.dimensions])
     for edit in run.edits:
-        if edit.kind not in ("replace", "add_noise"):
-            raise unknown(f"edit in run {run.name!r}", edit.kind, ("replace", "add_noise"))
         if edit.kind == "replace":
             if run.name != "patched":
                 raise SpecError(
                     f"{where}: only the run 'patched' can replace; what is corrupted is noise or the input."
                 )
-        elif edit.at.site != "image_embeds":
-            raise SpecError(f"{where}: noise can be added at image_embeds, not at {edit.at.site!r}.")
-        elif not isinstance(edit.std, float | int) or not 0 < edit.std < float("inf"):
-            raise SpecError(f"{where}: add_noise needs a finite std above 0, not {edit.std!r}.")
-    noise = [edit for edit in run.edits if edit.kind == "add_noise"]
+        elif edit.kind in NOISE_KINDS:
+            _check_noise(where, edit)
+        else:
+            raise unknown(f"edit in run {run.name!r}", edit.kind, ("replace", *NOISE_KINDS))
+    noise = [edit for edit in run.edits if edit.kind in NOISE_KINDS]
     if len(noise) > 1:
-        raise SpecError(f"{where}: noise is added once.")
-    if run.name == "corrupted" and run.over != (("draw",) if noise else ()):
+        raise SpecError(f"{where}: it can have one edit out of {', '.join(NOISE_KINDS)}, not {len(noise)}.")
+    over = ("draw",) if noise and noise[0].kind != "scale" else ()
+    if run.name == "corrupted" and run.over != over:
         raise SpecError(f"{where}: a run with noise is over 'draw', one without is over nothing; not {list(run.over)}.")
+
+
+def _check_noise(where: str, edit: Edit) -> None:
+    place = edit.at
+    if place.site not in NOISE_SITES:
+        raise SpecError(f"{where}: {edit.kind} is at {', '.join(NOISE_SITES)}, not at {place.site!r}.")
+    if (place.layer, place.head, place.window) != (None, None, 1):
+        raise SpecError(f"{where}: {place.site} has neither layers nor heads.")
+    if (place.site == "token_embeds") != isinstance(place.position, str):
+        raise SpecError(
+            f"{where}: token_embeds needs the name of a span, {place.site} has position {place.position!r}."
+        )
+    wanted = {"add_noise": ("std",), "multiply_noise": ("mean", "std"), "scale": ("mean",)}[edit.kind]
+    for name in ("mean", "std"):
+        value = getattr(edit, name)
+        right = isinstance(value, float | int) and abs(value) < float("inf") and (name == "mean" or value > 0)
+        if not (right if name in wanted else value is None):
+            raise SpecError(
+                f"{where}: {edit.kind} takes {' and '.join(wanted)} (finite, std above 0); {name} is {value!r}."
+            )
+    if edit.relative and edit.kind != "add_noise":
+        raise SpecError(f"{where}: only add_noise can be relative to the spread of the values.")
 
 
 def _check_patched(graph: InterventionGraph, run: Run) -> None:
@@ -109,7 +132,7 @@ def _check_patched(graph: InterventionGraph, run: Run) -> None:
             f"Run 'patched': direction {graph.direction} starts from the {base.name} run, which is on {base.on!r}, but "
             f"it is on {run.on!r}."
         )
-    if [edit for edit in run.edits if edit.kind == "add_noise"] != [e for e in base.edits if e.kind == "add_noise"]:
+    if [edit for edit in run.edits if edit.kind in NOISE_KINDS] != list(base.edits):
         raise SpecError(f"Run 'patched' must add the same noise as the {base.name} run that it starts from.")
     replaced = [edit for edit in run.edits if edit.kind == "replace"]
     if len(replaced) != 1:

@@ -98,6 +98,8 @@ class Architecture:
         In order of execution.
     text_stack
         The stack whose positions are the question's tokens.
+    token_embeds
+        Where the token embeddings are, before any layer.
     readout
         Where the logits are; the read-out position is the last one.
     constants
@@ -109,6 +111,7 @@ class Architecture:
     stacks: tuple[Stack, ...]
     image: ImageEntry
     text_stack: str
+    token_embeds: Tap
     readout: Tap
     constants: Mapping[str, int] = field(default_factory=dict)
 

@@ -61,5 +61,6 @@ def describe(config: BlipConfig) -> Architecture:
             inline=False,
         ),
         text_stack="question_encoder",
+        token_embeds=Tap("text_encoder.embeddings.word_embeddings", "output"),
         readout=Tap("text_decoder", "output", "logits"),
     )

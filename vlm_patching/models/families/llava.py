@@ -56,6 +56,7 @@ def describe(config: LlavaConfig) -> Architecture:
             inline=True,
         ),
         text_stack="language",
+        token_embeds=Tap("model.language_model.embed_tokens", "output"),
         readout=Tap("lm_head", "output"),
         constants={"logits_to_keep": 1},
     )
