@@ -5,8 +5,9 @@ from __future__ import annotations
 import xarray as xr
 
 from vlm_patching.errors import SpecError, unknown
+from vlm_patching.metrics import METRICS
 
-LEAST_TOTAL_EFFECT = {"probability": 0.01, "log_probability": 0.05, "logit_difference": 0.05}
+LEAST_TOTAL_EFFECT = {name: row["least"] for name, row in METRICS.items()}
 """Total effects nearer to zero than this are not divided by: the normalised effect is NaN there."""
 
 
@@ -16,10 +17,14 @@ def metrics_of(ds: xr.Dataset) -> list[str]:
 
 
 def total_effect(ds: xr.Dataset, metric: str) -> xr.DataArray:
-    """TE = m(clean) - m(corrupted), per example (and draw): what corrupting takes away. Of kept examples, else NaN."""
+    """TE = m(clean) - m(corrupted), per example (and draw): what corrupting takes away. Of kept examples, else NaN.
+
+    Where less of a metric is better (`kl_divergence`, `answer_rank`) the sign is turned, so that positive still means
+    that corrupting did harm.
+    """
     if metric not in metrics_of(ds):
         raise unknown("metric in this dataset", metric, metrics_of(ds))
-    effect = (ds[f"{metric}_clean"] - ds[f"{metric}_corrupted"]).where(ds["kept"] == "kept")
+    effect = METRICS[metric]["better"] * (ds[f"{metric}_clean"] - ds[f"{metric}_corrupted"]).where(ds["kept"] == "kept")
     return effect.rename("total_effect")
 
 
@@ -28,7 +33,8 @@ def effect(
 ) -> xr.DataArray:
     """Indirect effect of every cell. Positive means that the cell carries the answer.
 
-    Denoising: IE = m(patched) - m(corrupted). Noising: IE = m(clean) - m(patched). Normalised: IE / TE.
+    Denoising: IE = m(patched) - m(corrupted). Noising: IE = m(clean) - m(patched). Where less of a metric is better
+    (`kl_divergence`, `answer_rank`) the sign is turned. Normalised: IE / TE.
 
     Parameters
     ----------
@@ -57,9 +63,10 @@ def effect(
         indirect = patched - ds[f"{metric}_corrupted"]
     else:
         indirect = ds[f"{metric}_clean"] - patched
+    indirect = METRICS[metric]["better"] * indirect
     attributes: dict[str, str | float] = {"metric": metric, "direction": ds.attrs.get("direction", "denoise")}
     if normalize:
-        least = LEAST_TOTAL_EFFECT.get(metric, 0.01) if threshold is None else threshold
+        least = LEAST_TOTAL_EFFECT[metric] if threshold is None else threshold
         if least < 0:
             raise SpecError(f"threshold must not be negative, not {least}.")
         indirect = indirect / total.where(abs(total) > least)

@@ -66,8 +66,9 @@ def run_trace(
             logits = part_of(resolve(model, program["readout"]["path"]).output, program["readout"]["part"])[
                 :, -1
             ].float()
+    clean = values.setdefault("clean.logits", logits)  # the clean run is always the first
     for metric in program["metrics"]:
-        measured = METRICS[metric](logits, program["answer"], program["foil"]).cpu()
+        measured = METRICS[metric]["of"](logits, program["answer"], program["foil"], clean).cpu()
         results.setdefault(trace["run"] + "." + metric, []).append(measured)
     results.setdefault(trace["run"] + ".top", []).append(logits.argmax(-1).cpu())
 

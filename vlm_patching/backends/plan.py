@@ -138,7 +138,7 @@ def program(
         "inputs": pair.inputs,
         "answer": pair.answer,
         "foil": pair.foil,
-        "metrics": list(graph.metrics),
+        "metrics": list(dict.fromkeys([*graph.metrics, "probability"])),  # trust checks need one without steps
         "keep": graph.keep,
         "constants": dict(architecture.constants),
         "readout": {"path": architecture.readout.path, "part": architecture.readout.part},

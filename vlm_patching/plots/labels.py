@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import xarray as xr
 
-METRIC_LABELS = {
-    "probability": "probability of the answer",
-    "log_probability": "log-probability of the answer",
-    "logit_difference": "logit difference, answer - foil",
-}
+from vlm_patching.metrics import METRICS
 
 
 def position_labels(ds: xr.Dataset) -> list[str]:
@@ -30,7 +26,7 @@ def position_labels(ds: xr.Dataset) -> list[str]:
 
 def effect_label(metric: str, normalized: bool) -> str:
     """What the colour bar shows."""
-    name = METRIC_LABELS.get(metric, metric)
+    name = METRICS[metric]["label"]
     return f"share of the total effect\n({name})" if normalized else f"indirect effect on\n{name}"
 
 
