@@ -2,8 +2,8 @@
 
 Each function takes ``logits [row, vocabulary]``, the first tokens ``answer`` and ``foil`` (integers) and the clean
 run's ``clean [1, vocabulary]`` logits, and gives ``[row]``. A metric is added by adding a function and its row in
-`METRICS`. Only tensors' own methods and plain dicts are used, so that the table can be read without torch and shipped to
-a remote model.
+`METRICS`. Only tensors' own methods and plain dicts are used, so that the table can be read without torch and shipped
+to a remote model.
 """
 
 from typing import Any
