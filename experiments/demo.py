@@ -96,7 +96,7 @@ def overview(results: dict[str, xr.Dataset]) -> Path:
         ]
     ):
         ax = figure.add_subplot(grid[row, 2])
-        vp.plot.heatmap(results[preset], METRIC, site=site, normalize=True, ax=ax)
+        vp.plot.heatmap(results[preset], METRIC, site=site, normalize=True, limit=1, ax=ax)
         ax.set_title(f"{results[preset].attrs['model']}, {site}", fontsize=10)
     figure.suptitle(
         f"What restoring one place of the clean run gives back of the answer.  E.g. “{pair.clean.text}”", fontsize=12
@@ -142,8 +142,7 @@ def summarize(results: dict[str, xr.Dataset], seconds: float, memory: float) -> 
         "|---|---|---|---|",
     ]
     for preset, ds in results.items():
-        effect = vp.effect(ds, METRIC, normalize=True)
-        mean = effect.mean([d for d in ("example", "draw") if d in effect.dims])
+        effect, mean = vp.effect(ds, METRIC), vp.plot.mean_effect(ds, METRIC, normalize=True)
         top = mean.stack(cell=mean.dims).dropna("cell").sortby(-abs(mean.stack(cell=mean.dims).dropna("cell")))[:4]
         cells = "; ".join(f"{_cell(ds, item)} {float(item):.2f}" for item in top)
         kept = f"{ds.attrs['examples_kept']} of {ds.attrs['examples']}"

@@ -255,13 +255,16 @@ def test_a_run_is_checked_unless_checks_are_left_out(command: Command, here: Pat
     assert "checks" not in vp.load_results(tmp_path / "unchecked.zarr").attrs
 
 
-def test_threads_limits_torch(command: Command, here: Path) -> None:
-    before = torch.get_num_threads()
-    try:
-        assert command("run", *HEADS, "--threads", 1).code == 0
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
+def test_threads_are_those_asked_for_and_left_as_they_were(
+    command: Command, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, seen = torch.get_num_threads(), []
+    real = pipeline.execute
+    monkeypatch.setattr(pipeline, "execute", lambda *a: seen.append(torch.get_num_threads()) or real(*a))
+    assert command("run", *HEADS, "-o", "two.zarr", "--threads", 2).code == 0
+    assert command("run", *HEADS, "-o", "one.zarr").code == 0
+    assert (seen[0], seen[-1]) == (2, 1)
+    assert torch.get_num_threads() == before
 
 
 # Exit code 1
@@ -429,3 +432,22 @@ def test_help_is_given_for_the_whole_and_for_every_command(command: Command) -> 
         assert name in command("--help").out
         said = command(name, "--help")
         assert said.code == 0 and "Usage:" in said.out
+
+
+def test_an_interrupted_run_says_where_its_results_are_and_how_to_go_on(
+    command: Command, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = pipeline.execute, []
+
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 3:  # the first example and its checks
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(pipeline, "execute", interrupted)
+    monkeypatch.setattr("vlm_patching.results.checks.execute", interrupted)
+    said = command("run", *HEADS, "-o", "cut.zarr")
+    assert said.code == 130
+    assert "Stopped. What is done is in cut.zarr; the same command goes on from there." in said.err
+    assert (vp.load_results("cut.zarr")["kept"].values != "").tolist() == [True, False]

@@ -65,16 +65,18 @@ def table(ax: Any, mesh: QuadMesh) -> dict[tuple[str, int], float]:
 
 
 def by_hand(ds: Any, metric: str, normalize: bool, **where: Any) -> np.ndarray:
-    """[layer, across] → mean over examples and draws of denoising effects."""
-    part = ds.sel(**where)
-    effect = part[metric] - part[f"{metric}_corrupted"]
-    if normalize:
-        total = part[f"{metric}_clean"] - part[f"{metric}_corrupted"]
-        effect = effect / total.where(abs(total) > {"probability": 0.01, "logit_difference": 0.05}[metric])
-    across = "head" if "head" in effect.dims else "position"
-    values = effect.transpose("layer", across, "example", "draw").values
-    with np.errstate(invalid="ignore"):
-        return np.array([[np.nanmean(cell) if np.isfinite(cell).any() else np.nan for cell in row] for row in values])
+    """Mean effect, [layer, position or head]; normalised, over the mean total effect of the examples with the cell."""
+    picked = ds.sel(**where)
+    across = next(d for d in picked[metric].dims if d not in ("example", "layer", "draw"))
+    patched = picked[metric].transpose("layer", across, "example", "draw").values
+    clean, corrupted = ds[f"{metric}_clean"].values[:, None], ds[f"{metric}_corrupted"].values
+    means = np.full(patched.shape[:2], np.nan)
+    for cell in np.ndindex(means.shape):
+        here = np.isfinite(patched[cell])
+        if here.any():
+            total = (clean - corrupted)[here].mean() if normalize else 1.0
+            means[cell] = (patched[cell] - corrupted)[here].mean() / total
+    return means
 
 
 @pytest.mark.parametrize(("metric", "normalize"), [("probability", False), ("logit_difference", True)])
@@ -195,3 +197,14 @@ def test_a_saved_picture_is_not_blank(modules: Any, heads: Any, tmp_path: Path) 
         assert image.width > 200 and image.height > 100
         assert len(colors) > 50
         assert max(count for count, _ in colors) < 0.97 * image.width * image.height
+
+
+def test_a_figure_of_heads_says_at_which_position(heads: Any) -> None:
+    for position in heads["position"].values:
+        figure = vp.plot.heads(heads, position=position)
+        assert f"heads at {position}" in figure.get_suptitle()
+
+
+def test_a_given_limit_ends_the_colour_scale(modules: Any) -> None:
+    for _, mesh in meshes(vp.plot.heatmap(modules, limit=0.7)):
+        assert mesh.get_clim() == (-0.7, 0.7)

@@ -44,18 +44,19 @@ def run(
     backend: Annotated[str, typer.Option(help="Where the model runs: local.")] = "local",
     changes: Changes = None,
     checks: Annotated[bool, typer.Option(help="Trust checks on the first kept example.")] = True,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own choice where not given.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one for a small model.")] = None,
 ) -> None:
     """Run an experiment; a run that was cut off goes on where it stopped."""
     import vlm_patching as vp
-    from vlm_patching.pipeline import use_threads
 
     experiment = vp.Experiment.from_spec(spec, _parse_changes(changes))
-    if threads:
-        use_threads(threads)
     file_name = re.sub(r"[^\w+-]+", "_", experiment.name)
     store = output or Path("results") / f"{file_name}.zarr"
-    ds = vp.run(experiment, backend=backend, store=store, checks=checks)
+    try:
+        ds = vp.run(experiment, backend=backend, store=store, checks=checks, threads=threads)
+    except KeyboardInterrupt:
+        print(f"\nStopped. What is done is in {store}; the same command goes on from there.", file=sys.stderr)
+        raise typer.Exit(130) from None
     print(f"{store}: {ds.attrs['examples_kept']} of {ds.sizes['example']} pairs kept.")
     reasons = [label for label in ds["kept"].values.tolist() if label != "kept"]
     for reason in reasons[:5]:
@@ -196,9 +197,6 @@ def main() -> None:
         _report(error, 2, debug)
     except RunError as error:
         _report(error, 1, debug)
-    except KeyboardInterrupt:
-        print("\nStopped; what is done is in the store, and the same command goes on from there.", file=sys.stderr)
-        sys.exit(130)
 
 
 def _report(error: Exception, code: int, debug: bool) -> None:

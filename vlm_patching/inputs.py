@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
 from vlm_patching.errors import SpecError
 from vlm_patching.models.load import ModelDescription
@@ -93,8 +94,11 @@ class _Encoding:
             raise SpecError(
                 f"the text holds the image mark {self.image_token!r}, which is put in by the model's template"
             )
-        templated = _templated(prompt.text, description)
-        encoded = processor(images=self.picture, text=templated, return_tensors="pt")
+        try:
+            templated = _templated(prompt.text, description)
+            encoded = processor(images=self.picture, text=templated, return_tensors="pt")
+        except (ValueError, TypeError, KeyError, TemplateError) as error:
+            raise SpecError(f"the processor of {description.name!r} cannot take {prompt.text!r}: {error}") from error
         self.tensors = {name: encoded[name] for name in ("input_ids", "attention_mask", "pixel_values")}
         text = description.config.text_config
         if not description.architecture.image.inline:
@@ -222,12 +226,17 @@ def _image_groups(pair: Pair, patches: Mapping[int, Position]) -> dict[str, tupl
     return {name: indices for name, indices in groups.items() if indices}
 
 
+def _unseen(pair: Pair, groups: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Groups of regions that no patch covers: they lie where the image processor cuts the picture off."""
+    return tuple(f"image:{name}" for name in pair.regions if not groups.get(f"image:{name}"))
+
+
 def _vision(pair: Pair, patches: list[Position], class_token: bool) -> StackPositions:
     front = [Position("cls", "image", "cls", "<cls>")] if class_token else []
     groups = _image_groups(pair, {i + len(front): patch for i, patch in enumerate(patches)})
     if class_token:
         groups["cls"] = (0,)
-    return StackPositions("vision", (*front, *patches), groups)
+    return StackPositions("vision", (*front, *patches), groups, _unseen(pair, groups))
 
 
 def _text(
@@ -263,4 +272,7 @@ def _text(
         "last": (len(positions) - 1,),
         **_image_groups(pair, patches),
     }
-    return StackPositions(stack, tuple(positions), {name: indices for name, indices in groups.items() if indices})
+    unseen = _unseen(pair, groups) if patches else ()
+    return StackPositions(
+        stack, tuple(positions), {name: indices for name, indices in groups.items() if indices}, unseen
+    )

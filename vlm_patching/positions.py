@@ -55,11 +55,12 @@ class Chosen:
 
 @dataclass(frozen=True)
 class StackPositions:
-    """All positions of one stack in one example, and its groups: name → indices."""
+    """All positions of one stack in one example, its groups (name → indices), and the groups the model does not see."""
 
     stack: str
     positions: tuple[Position, ...]
     groups: Mapping[str, tuple[int, ...]]
+    unseen: tuple[str, ...] = ()
 
     def has(self, selector: Selector) -> bool:
         """Whether a selector means anything here."""
@@ -82,6 +83,8 @@ class StackPositions:
                 )
             return [Chosen(str(selector), (selector % len(self.positions),))]
         name = selector.removeprefix("each:")
+        if name in self.unseen:
+            raise SpecError(f"{name} lies outside of what the model's image processor leaves of the picture")
         if not self.has(selector):
             known = [*self.groups, "all"]
             raise SpecError(

@@ -37,13 +37,16 @@ BATCH, WARMUP, SAVE_EVERY, PROBE_WEIGHT = 128, 300, 500, 0.3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=NAMES, help="models to train")
+    parser.add_argument("names", nargs="*", default=NAMES, help=f"models to train: {', '.join(NAMES)}")
     parser.add_argument("--steps", type=int, default=7_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--checkpoints", type=Path, default=Path("results/training"))
     parser.add_argument("--out", type=Path, default=MODELS)
     arguments = parser.parse_args()
+    for name in arguments.names:
+        if name not in NAMES:
+            parser.error(f"unknown model {name!r}; known: {', '.join(NAMES)}")
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=train, args=(name, i, arguments)) for i, name in enumerate(arguments.names)]
     for worker in workers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from vlm_patching.errors import SpecError
 from vlm_patching.experiment import CorruptionSpec, Experiment
 from vlm_patching.graph.ir import (
@@ -12,6 +14,7 @@ from vlm_patching.graph.ir import (
     Read,
     Run,
     Selector,
+    noise_of,
     patch_place,
     sites_of,
     values_of,
@@ -129,6 +132,17 @@ def check_graph(
         for value in values_of(graph, what, literal):
             if value is not None and not 0 <= int(value) < most:
                 raise SpecError(f"{what} {value} does not exist: {', '.join(sites)} have {attribute} 0 to {most - 1}.")
+    stacks = list(dict.fromkeys(stack.name for stack, _ in located))
+    indices = [value for value in values_of(graph, "position", place.position) if isinstance(value, int)]
+    if indices and len(stacks) > 1:
+        raise SpecError(
+            f"Position {indices[0]} is another token in each of {', '.join(stacks)}; name groups, or sweep one stack."
+        )
+    noise = noise_of(graph)
+    if "vision" in stacks and (graph.run("corrupted").on == "corrupted_text" or (noise and noise.at.site != "pixels")):
+        warnings.warn(
+            "What corrupts does not pass through the vision stack: every effect at its sites is 0.", stacklevel=2
+        )
     for stack, _ in located:
         if place.window > stack.layers:
             raise SpecError(

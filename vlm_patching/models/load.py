@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from nnsight import NNsight
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, ProcessorMixin
@@ -106,7 +107,7 @@ def describe_model(name: str, revision: str | None = None) -> ModelDescription:
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
         processor = AutoProcessor.from_pretrained(source, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise SpecError(
             f"Model {name!r} could not be read from {source}: {str(error).strip().splitlines()[0]}"
         ) from error
@@ -117,6 +118,13 @@ def describe_model(name: str, revision: str | None = None) -> ModelDescription:
             f"Model {name!r} holds a {' / '.join(classes) or 'model of unnamed class'}; "
             f"of the {described.family} family, {described.model_class} is what can be patched here."
         )
+    if described.image.inline:
+        mark = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+        if mark != config.image_token_id:
+            raise SpecError(
+                f"Model {name!r}: its configuration has image_token_id {config.image_token_id}, but its processor's "
+                f"image mark {processor.image_token!r} is token {mark}."
+            )
     return ModelDescription(name, revision, source, config, processor, described)
 
 
@@ -151,14 +159,24 @@ def load_model(
         raise unknown("dtype", dtype, DTYPE_NAMES)
     options: dict[str, Any] = {"device_map": device_map} if device_map else {}
     try:
-        module = getattr(transformers, description.architecture.model_class).from_pretrained(
-            description.source, revision=description.revision, dtype=getattr(torch, dtype), **options
+        module, found = getattr(transformers, description.architecture.model_class).from_pretrained(
+            description.source,
+            revision=description.revision,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, RuntimeError, AssertionError, ImportError, SafetensorError) as error:
         raise SpecError(
             f"The weights of {description.name!r} could not be loaded (dtype {dtype}, device_map {device_map}): "
             f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
         ) from error
+    missing = sorted(found["missing_keys"])
+    if missing:  # transformers would go on with random numbers in their place
+        raise SpecError(
+            f"The weights of {description.name!r} lack {len(missing)} of the model's tensors, {missing[0]} the first: "
+            "its configuration and its weights do not belong together."
+        )
     return wrap(module.eval(), description)
 
 

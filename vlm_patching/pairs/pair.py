@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlm_patching.errors import SpecError
 
@@ -40,10 +40,10 @@ class Prompt:
             return self.image.convert("RGB")
         try:
             with Image.open(self.image) as image:
-                return image.convert("RGB")
+                return ImageOps.exif_transpose(image).convert("RGB")
         except FileNotFoundError as error:
             raise SpecError(f"Image {self.image} does not exist.") from error
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise SpecError(f"Image {self.image} cannot be read as a picture: {error}") from error
 
 

@@ -11,7 +11,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vlm_patching.analysis import effect
+from vlm_patching.analysis import effect, total_effect
+from vlm_patching.analysis.effects import LEAST_TOTAL_EFFECT
 from vlm_patching.errors import SpecError, unknown
 from vlm_patching.plots.labels import effect_label, position_labels, subtitle
 
@@ -26,6 +27,7 @@ def heatmap(
     *,
     site: str | None = None,
     normalize: bool = False,
+    limit: float | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     """Mean effect of each layer × position; a panel for every site.
@@ -39,7 +41,9 @@ def heatmap(
     site
         Only this one; needed with `ax` where the dataset has several.
     normalize
-        Show shares of the total effect.
+        Show shares of the total effect: mean effect over mean total effect.
+    limit
+        End of the colour scale; the largest absolute value where not given.
     ax
         Axes to draw in; a new figure where not given.
 
@@ -52,7 +56,7 @@ def heatmap(
     if "head" in ds.dims:
         raise SpecError("This dataset is of heads; plot.heads draws it.")
     values = mean_effect(ds, metric, normalize)
-    return _panels(ds, values, "position", position_labels(ds), metric, site, normalize, ax)
+    return _panels(ds, values, "position", position_labels(ds), metric, site, normalize, limit, ax)
 
 
 def heads(
@@ -62,6 +66,7 @@ def heads(
     site: str | None = None,
     position: str | None = None,
     normalize: bool = False,
+    limit: float | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     """Mean effect of each layer × head at one position (the only one where not given); see `heatmap`."""
@@ -73,15 +78,24 @@ def heads(
     if position is not None and position not in labels:
         raise unknown("position in this dataset", position, labels)
     values = mean_effect(ds, metric, normalize).sel(position=position or labels[0])
-    return _panels(ds, values, "head", [str(h) for h in ds["head"].values], metric, site, normalize, ax)
+    return _panels(ds, values, "head", [str(h) for h in ds["head"].values], metric, site, normalize, limit, ax)
 
 
 def mean_effect(ds: xr.Dataset, metric: str, normalize: bool) -> xr.DataArray:
-    """Effect, mean over kept examples and draws; NaN where no kept example has the cell."""
+    """Effect, mean over kept examples and draws; NaN where no kept example has the cell.
+
+    Normalised, it is the mean effect over the mean total effect of the examples that have the cell: a mean of ratios
+    would be ruled by the few draws whose total effect is near 0.
+    """
     if not (ds["kept"] == "kept").any():
         raise SpecError("No pair of this dataset was kept, so there is nothing to draw; `kept` says why of each.")
-    values = effect(ds, metric, normalize)
-    return values.mean([d for d in ("example", "draw") if d in values.dims], skipna=True)
+    values = effect(ds, metric)
+    over = [d for d in ("example", "draw") if d in values.dims]
+    mean = values.mean(over, skipna=True)
+    if not normalize:
+        return mean
+    total = total_effect(ds, metric).where(values.notnull()).mean(over, skipna=True)
+    return mean / total.where(abs(total) > LEAST_TOTAL_EFFECT[metric])
 
 
 def _panels(
@@ -92,6 +106,7 @@ def _panels(
     metric: str,
     site: str | None,
     normalize: bool,
+    limit: float | None,
     ax: Axes | None,
 ) -> Figure:
     sites = [str(s) for s in ds["site"].values]
@@ -100,7 +115,8 @@ def _panels(
     shown = [site] if site else sites
     if ax is not None and len(shown) > 1:
         raise SpecError(f"One axes holds one site; name it: {', '.join(sites)}.")
-    limit = float(np.nanmax(np.abs(values.sel(site=shown).values), initial=0.0)) or 1.0
+    if limit is None:
+        limit = float(np.nanmax(np.abs(values.sel(site=shown).values), initial=0.0)) or 1.0
     present = {s: _present(values.sel(site=s), across) for s in shown}
     if ax is None:
         figure, axes = _axes(present, ds.sizes["layer"])
@@ -116,7 +132,8 @@ def _panels(
         if i:
             panel.set_ylabel("")
     if ax is None:
-        figure.suptitle(f"{ds.attrs.get('name', '')}\n{subtitle(ds, metric)}", fontsize=10)
+        at = f", heads at {values['position'].values}" if across == "head" else ""
+        figure.suptitle(f"{ds.attrs.get('name', '')}{at}\n{subtitle(ds, metric)}", fontsize=10)
     return figure
 
 

@@ -8,16 +8,18 @@ from vlm_patching.metrics import METRICS
 
 
 def position_labels(ds: xr.Dataset) -> list[str]:
-    """A label for each position: its token where all kept examples agree, else the roles it has there."""
+    """A label for each position: a group's name; at an index its token where all kept examples agree, else roles."""
     kept = ds["kept"].values == "kept"
     labels = []
     for i, label in enumerate(ds["position"].values):
         tokens = {t for t in ds["token"].values[kept, i] if t}
         roles = sorted({r for r in ds["role"].values[kept, i] if r})
         modality = {m for m in ds["modality"].values[kept, i] if m}
-        if len(tokens) == 1 and modality != {"image"} and roles != [label]:
+        if not str(label).lstrip("-").isdigit():
+            labels.append(str(label))
+        elif len(tokens) == 1 and modality != {"image"}:
             labels.append(tokens.pop())
-        elif roles == [label] or not roles or modality == {"image"}:
+        elif not roles or modality == {"image"}:
             labels.append(str(label))
         else:
             labels.append(f"[{'|'.join(roles)}]".replace("answer_option|foil_option", "option"))

@@ -18,6 +18,11 @@ def describe(config: LlavaConfig) -> Architecture:
         )
     if not isinstance(config.vision_feature_layer, int):
         raise SpecError(f"This LLaVA reads several vision layers ({config.vision_feature_layer}); one is supported.")
+    layers = vision.num_hidden_layers
+    if not -layers <= config.vision_feature_layer <= layers or config.vision_feature_layer == 0:
+        raise SpecError(
+            f"vision_feature_layer {config.vision_feature_layer} is no output of this model's {layers} vision layers."
+        )
     side = vision.image_size // vision.patch_size
     # hidden_states[0] is what enters layer 0, so hidden_states[k] is the output of layer k - 1
     read = config.vision_feature_layer % (vision.num_hidden_layers + 1) - 1

@@ -42,7 +42,10 @@ def load(n: int | None = None, seed: int = 0, path: str | Path | None = None) ->
         raise SpecError("pairs.path is missing: dataset 'folder' needs the folder that holds pairs.jsonl.")
     file = Path(path) / "pairs.jsonl"
     if not file.is_file():
-        raise SpecError(f"{file} does not exist: dataset 'folder' reads one JSON object a line from it.")
+        raise SpecError(
+            f"{file} does not exist (in {Path.cwd()}): dataset 'folder' reads one JSON object a line from it. A "
+            "relative pairs.path begins at the working directory."
+        )
     pairs: list[Pair] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(read_text(file).split("\n"), start=1):
