@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlm_patching import analysis
     from vlm_patching import plots as plot
     from vlm_patching.analysis import effect, total_effect
     from vlm_patching.catalog import presets
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vlm_patching.pipeline import run
     from vlm_patching.results import load_results
 
+_ROOMS = {"analysis": "analysis", "plot": "plots"}
 _HOME = {
     "CheckError": "errors",
     "Experiment": "experiment",
@@ -54,6 +56,7 @@ __all__ = [
     "Prompt",
     "RunError",
     "SpecError",
+    "analysis",
     "bundled_models",
     "corrupt_images",
     "describe_model",
@@ -69,8 +72,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "plot":
-        value: Any = importlib.import_module("vlm_patching.plots")
+    if name in _ROOMS:
+        value: Any = importlib.import_module(f"vlm_patching.{_ROOMS[name]}")
     elif name in _HOME:
         value = getattr(importlib.import_module(f"vlm_patching.{_HOME[name]}"), name)
     else:
