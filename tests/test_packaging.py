@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -30,6 +31,21 @@ def test_every_direct_dependency_is_pinned_within_its_bounds() -> None:
         assert name in pins, f"{name} has no pin in constraints.txt"
         assert requirement.specifier.contains(pins[name]), f"{requirement} excludes the pin {pins[name]}"
     assert pins.keys() == {canonicalize_name(requirement.name) for requirement in RUNTIME + DEV}
+
+
+def test_every_package_that_the_library_imports_is_a_declared_dependency() -> None:
+    called = {"PIL": "pillow", "yaml": "pyyaml"}
+    imported = set()
+    for file in (ROOT / "vlm_patching").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(str(node.module).split(".")[0])
+    foreign = imported - set(sys.stdlib_module_names) - {"vlm_patching"}
+    declared = {canonicalize_name(requirement.name) for requirement in RUNTIME}
+    assert "torch" in foreign
+    assert {canonicalize_name(called.get(name, name)) for name in foreign} <= declared
 
 
 def test_environment_yml_has_the_runtime_pins_of_the_constraints() -> None:
