@@ -36,8 +36,8 @@ check: lint  ## lint, format check and types
 	$(BIN)/ruff format --check .
 	$(MAKE) types
 
-presets: $(STAMP)  ## list the presets
-	$(BIN)/vlm-patching presets
+presets: $(STAMP)  ## run every preset on the bundled models
+	$(BIN)/python experiments/all_presets.py
 
 train: $(STAMP)  ## train the bundled models from nothing
 	$(BIN)/python experiments/shapes/train.py

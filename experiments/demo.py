@@ -5,9 +5,9 @@ Leaves zarr stores, figures and a summary under results/demo, and says where the
 
 from __future__ import annotations
 
-import os
 import resource
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,7 +16,6 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
@@ -37,35 +36,44 @@ METRIC = "logit_difference"
 
 
 def main() -> None:
+    results, figures, seconds = run_all(PRESETS, OUT)
+    figures.append(overview(results))
+    report(results, figures, seconds, OUT)
+
+
+def run_all(presets: Iterable[str], out: Path) -> tuple[dict[str, xr.Dataset], list[Path], float]:
+    """Run presets, each model loaded once, and draw them; datasets, figures, seconds."""
     start = time.monotonic()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    OUT.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     models = {name: vp.load_model(name) for name in vp.bundled_models()}
     results, figures = {}, []
-    for preset in PRESETS:
+    for preset in presets:
         experiment = vp.Experiment.from_spec(preset)
-        results[preset] = vp.run(experiment, model=models[experiment.model.name], store=OUT / f"{preset}.zarr")
-        figures += draw(preset, results[preset])
-    figures.append(overview(results))
-    summary = OUT / "summary.md"
-    seconds = time.monotonic() - start
+        results[preset] = vp.run(experiment, model=models[experiment.model.name], store=out / f"{preset}.zarr")
+        figures += draw(preset, results[preset], out)
+    return results, figures, time.monotonic() - start
+
+
+def report(results: dict[str, xr.Dataset], figures: list[Path], seconds: float, out: Path) -> None:
+    """Write the summary, and say what is where."""
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    summary = out / "summary.md"
     summary.write_text(summarize(results, seconds, memory))
     print(summary.read_text())
-    print(f"stores   {OUT}/*.zarr")
+    print(f"stores   {out}/*.zarr")
     print("figures  " + "\n         ".join(map(str, figures)))
     print(f"summary  {summary}")
 
 
-def draw(preset: str, ds: xr.Dataset) -> list[Path]:
+def draw(preset: str, ds: xr.Dataset, out: Path) -> list[Path]:
     """One figure a preset; a figure for every position where heads were swept at several."""
     paths = []
     for position in map(str, ds["position"].values) if "head" in ds.dims else [None]:
         if position is None:
-            figure, path = vp.plot.heatmap(ds, METRIC, normalize=True), OUT / f"{preset}.png"
+            figure, path = vp.plot.heatmap(ds, METRIC, normalize=True), out / f"{preset}.png"
         else:
             figure = vp.plot.heads(ds, METRIC, position=position, normalize=True)
-            path = OUT / f"{preset}_{position}.png"
+            path = out / f"{preset}_{position}.png"
         figure.savefig(path, dpi=130)
         plt.close(figure)
         paths.append(path)
@@ -136,7 +144,7 @@ def _lines(ax: Axes, ds: xr.Dataset, sites: tuple[str, ...]) -> None:
 def summarize(results: dict[str, xr.Dataset], seconds: float, memory: float) -> str:
     """The strongest cells of every preset, in Markdown."""
     lines = [
-        "# Demo",
+        "# What was run",
         "",
         "| preset | pairs kept | cells a pair | strongest cells (share of the total effect) |",
         "|---|---|---|---|",
