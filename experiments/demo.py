@@ -154,6 +154,8 @@ def summarize(results: dict[str, xr.Dataset], seconds: float, memory: float) -> 
         top = mean.stack(cell=mean.dims).dropna("cell").sortby(-abs(mean.stack(cell=mean.dims).dropna("cell")))[:4]
         cells = "; ".join(f"{_cell(ds, item)} {float(item):.2f}" for item in top)
         kept = f"{ds.attrs['examples_kept']} of {ds.attrs['examples']}"
+        if ds.attrs["examples_unaffected"]:
+            kept += f", {ds.attrs['examples_unaffected']} with an unchanged answer"
         lines.append(f"| {preset} | {kept} | {int(effect.isel(example=0).notnull().sum())} | {cells} |")
     lines += ["", f"{seconds:.0f} seconds, at most {memory:.2f} GiB of memory."]
     return "\n".join(lines) + "\n"

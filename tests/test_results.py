@@ -323,3 +323,24 @@ def test_a_store_is_not_resumed_with_other_pairs(models: dict[str, Any], tmp_pat
     others = vp.load_pairs("shapes", n=2, seed=2)
     with pytest.raises(vp.SpecError, match="pair"):
         vp.run(spec, model=model, inputs=others, store=tmp_path / "a.zarr", progress=False)
+
+
+def test_what_the_model_said_is_kept_and_pairs_that_no_corruption_affected_are_counted(tmp_path: Path) -> None:
+    model = vp.load_model("shapes-llava")
+    spec = experiment(corruption={"kind": "gaussian_noise", "std": 60.0, "draws": 3})
+    spec = vp.Experiment.from_dict(spec.to_dict() | {"pairs": {"dataset": "shapes", "n": 12}})
+    ds = vp.run(spec, model=model, store=tmp_path / "noise.zarr", progress=False)
+    assert ds["said_clean"].values.tolist() == ds["answer"].values.tolist()
+    assert ds["said_corrupted"].dims == ("example", "draw")
+    assert len(set(ds["said_corrupted"].values.ravel())) > 1
+    untouched = [
+        row.tolist() == [clean] * 3
+        for row, clean in zip(ds["said_corrupted"].values, ds["said_clean"].values, strict=True)
+    ]
+    assert ds.attrs["examples_unaffected"] == sum(untouched)
+    weak = vp.Experiment.from_dict(spec.to_dict() | {"corruption": {"kind": "gaussian_noise", "std": 1e-6, "draws": 2}})
+    assert vp.run(weak, model=model, progress=False).attrs["examples_unaffected"] == 12
+    pair = vp.Experiment.from_dict(spec.to_dict() | {"corruption": {"kind": "semantic_image_pair"}})
+    swapped = vp.run(pair, model=model, progress=False)
+    assert swapped["said_corrupted"].values.tolist() == swapped["foil"].values.tolist()
+    assert swapped.attrs["examples_unaffected"] == 0

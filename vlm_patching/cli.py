@@ -58,6 +58,10 @@ def run(
         print(f"\nStopped. What is done is in {store}; the same command goes on from there.", file=sys.stderr)
         raise typer.Exit(130) from None
     print(f"{store}: {ds.attrs['examples_kept']} of {ds.sizes['example']} pairs kept.")
+    if ds.attrs["examples_unaffected"]:
+        print(
+            f"  In {ds.attrs['examples_unaffected']} of them the corrupted run gives the same answer as the clean one."
+        )
     reasons = [label for label in ds["kept"].values.tolist() if label != "kept"]
     for reason in reasons[:5]:
         print(f"  {reason}")

@@ -32,7 +32,7 @@ from vlm_patching.inputs import EncodedPair, encode_pair
 from vlm_patching.models import Architecture, Model, ModelDescription, describe_model, load_model
 from vlm_patching.pairs import IMAGE_CORRUPTIONS, Pair, check_corrupted, corrupt_images, load_pairs
 from vlm_patching.results.checks import check_example
-from vlm_patching.results.dataset import example_values, reason, template
+from vlm_patching.results.dataset import example_values, reason, template, unaffected
 from vlm_patching.results.provenance import model_attributes, planned_attributes
 from vlm_patching.results.store import MemoryStore, ZarrStore, check_same_weights
 
@@ -219,11 +219,14 @@ def _sweep(
                 outcome = check_example(model, graph, pair, cells, found, noise_std)
                 results.annotate({"checks": json.dumps(outcome)})
                 unchecked = False
-            results.write(i, example_values(blank, graph, cells, found), reason(graph, pair, found, decode))
+            values = example_values(blank, graph, cells, found, decode)
+            results.write(i, values, reason(graph, pair, found, decode))
             results.annotate({"wall_seconds": round(spent + time.monotonic() - start, 3)})
             bar.update(len(cells))
-    kept = sum(label == "kept" for label in results.load()["kept"].values)
-    results.annotate({"examples_kept": kept, "examples": len(pairs)})
+    done = results.load()
+    kept = int((done["kept"] == "kept").sum())
+    counts = {"examples": len(pairs), "examples_kept": kept, "examples_unaffected": unaffected(done)}
+    results.annotate(counts)
 
 
 def _plan(

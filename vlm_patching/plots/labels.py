@@ -40,4 +40,6 @@ def subtitle(ds: xr.Dataset, metric: str) -> str:
     direction = "restored" if ds.attrs.get("direction") == "denoise" else "corrupted"
     mean = float(total_effect(ds, metric).mean())
     pairs = f"mean of {kept} of {ds.sizes['example']} pairs"
+    if ds.attrs.get("examples_unaffected"):
+        pairs += f" ({ds.attrs['examples_unaffected']} with an unchanged answer)"
     return f"{ds.attrs.get('model', '')}: cells {direction}, {pairs}, total effect {mean:.3g}"

@@ -18,6 +18,8 @@ from vlm_patching.models import Architecture
 from vlm_patching.positions import Position
 
 KEPT = "kept"
+WRITTEN_LABELS = ("said_clean", "said_corrupted", "kept")
+"""Coordinates that are known only when an example has run; the last of them marks it as written."""
 NOT_RUN = ""
 _ABSENT = Position("", "", "", "")
 
@@ -52,6 +54,11 @@ def template(graph: InterventionGraph, architecture: Architecture, pairs: Sequen
         "answer": ("example", _strings([pair.pair.answer for pair in pairs])),
         "foil": ("example", _strings([pair.pair.foil for pair in pairs])),
         "text": ("example", _strings([pair.pair.clean.text for pair in pairs])),
+        "said_clean": ("example", _strings([NOT_RUN] * len(pairs))),
+        "said_corrupted": (
+            ("example", *corrupted),
+            np.full((len(pairs), *map(len, corrupted.values())), NOT_RUN, dtype=object),
+        ),
         "kept": ("example", _strings([NOT_RUN] * len(pairs))),
         "site": _strings(sites),
         "layer": np.array(layers),
@@ -74,8 +81,8 @@ def template(graph: InterventionGraph, architecture: Architecture, pairs: Sequen
 
 
 def example_values(
-    blank: xr.Dataset, graph: InterventionGraph, cells: Sequence[Cell], results: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
+    blank: xr.Dataset, graph: InterventionGraph, cells: Sequence[Cell], results: Mapping[str, Any], decode: Any
+) -> dict[str, Any]:
     """One example's arrays: variable → values without the `example` dimension.
 
     Parameters
@@ -84,8 +91,14 @@ def example_values(
         The template; gives the labels.
     results
         What `kernels.run_program` returned for the example.
+    decode
+        Token → its text.
     """
-    values = {}
+    said = _strings([decode(int(token)) for token in results["corrupted.top"]])
+    values: dict[str, Any] = {
+        "said_clean": decode(int(results["clean.top"][0])),
+        "said_corrupted": said if blank["said_corrupted"].ndim > 1 else said[0],
+    }
     index = {
         name: {label: i for i, label in enumerate(blank[name].values.tolist())} for name in blank.dims if name in blank
     }
@@ -113,7 +126,7 @@ def example_values(
         values[metric] = patched
         values[f"{metric}_clean"] = results[f"clean.{metric}"].numpy()[0]
         corrupted = results[f"corrupted.{metric}"].numpy()
-        values[f"{metric}_corrupted"] = corrupted if has_draw else corrupted[0]
+        values[f"{metric}_corrupted"] = corrupted if blank[f"{metric}_corrupted"].ndim > 1 else corrupted[0]
     return values
 
 
@@ -125,6 +138,13 @@ def reason(graph: InterventionGraph, pair: EncodedPair, results: Mapping[str, An
     if clean != pair.answer:
         return f"dropped: the clean run says {decode(clean)!r}, not {pair.pair.answer!r}"
     return f"dropped: the corrupted run still says {pair.pair.answer!r}"
+
+
+def unaffected(ds: xr.Dataset) -> int:
+    """How many kept pairs no corruption affected: their corrupted runs all say what the clean run says."""
+    same = ds["said_corrupted"] == ds["said_clean"]
+    same = same.all([d for d in same.dims if d != "example"])
+    return int((same & (ds["kept"] == KEPT)).sum())
 
 
 def _positions(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair) -> dict[str, Position]:

@@ -14,7 +14,7 @@ import xarray as xr
 import zarr
 
 from vlm_patching.errors import RunError, SpecError
-from vlm_patching.results.dataset import NOT_RUN
+from vlm_patching.results.dataset import NOT_RUN, WRITTEN_LABELS
 
 _DIMENSIONS = ("example", "site", "layer", "head", "position", "draw", "corner")
 
@@ -33,7 +33,7 @@ class MemoryStore:
         """Which examples are written."""
         return [kept != NOT_RUN for kept in self._dataset["kept"].values]
 
-    def write(self, index: int, values: Mapping[str, np.ndarray], kept: str) -> None:
+    def write(self, index: int, values: Mapping[str, Any], kept: str) -> None:
         """Put in one example's arrays and whether it was kept."""
         for name, array in values.items():
             self._dataset[name][index] = array
@@ -79,7 +79,7 @@ class ZarrStore:
         encoding: dict[Any, Any] = {
             name: {"chunks": (1, *variable.shape[1:])}
             for name, variable in blank.variables.items()
-            if name in blank.data_vars or name == "kept"
+            if name in blank.data_vars or name in WRITTEN_LABELS
         }
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ class ZarrStore:
         """Which examples are written."""
         return [kept != NOT_RUN for kept in self.load()["kept"].values]
 
-    def write(self, index: int, values: Mapping[str, np.ndarray], kept: str) -> None:
+    def write(self, index: int, values: Mapping[str, Any], kept: str) -> None:
         """Write one example's arrays, then its label; `RunError` (and nothing lost) where the disk does not take it."""
         try:
             group = zarr.open_group(self.path, mode="r+")
