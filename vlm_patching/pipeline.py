@@ -113,9 +113,11 @@ def run(
     if experiment is None and (model is None or inputs is None):
         raise SpecError("A graph says neither its model nor its pairs: give run(graph, model=..., inputs=pairs).")
     description = _description(experiment, model)
-    graph = lower(experiment, description.architecture) if experiment else what
-    assert isinstance(graph, InterventionGraph)
-    check_graph(graph, description.architecture)
+    if isinstance(what, Experiment):
+        graph = lower(what, description.architecture)
+    else:
+        graph = what
+        check_graph(graph, description.architecture)
     pairs = list(inputs) if inputs is not None else _pairs(experiment)
     if experiment and experiment.corruption.kind in IMAGE_CORRUPTIONS:
         corruption = experiment.corruption
