@@ -255,15 +255,12 @@ def _text(
             positions.append(Position(str(i), "image", patch.role, token, patch.row, patch.col, patch.box))
             continue
         named = [(len(indices), name) for name, indices in spans.items() if i in indices]
-        role = (
-            min(named)[1]
-            if named
-            else "question"
-            if i in question
-            else "special"
-            if clean.ids[i] in special
-            else "template"
-        )
+        if named:
+            role = min(named)[1]
+        elif i in question:
+            role = "question"
+        else:
+            role = "special" if clean.ids[i] in special else "template"
         positions.append(Position(str(i), "text", role, token))
     groups = {
         **spans,

@@ -155,18 +155,20 @@ def check_pairs(graph: InterventionGraph, description: ModelDescription, pairs: 
     encoded = []
     for pair in pairs:
         ready = encode_pair(pair, description, _inputs_of(graph))
-        for site in sites_of(graph):
-            _check_positions(graph, description.architecture, ready, site)
+        _check_positions(graph, description.architecture, ready)
         encoded.append(EncodedPair(pair, {}, ready.positions, ready.answer, ready.foil))
     return encoded
 
 
-def _check_positions(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair, site: str) -> None:
+def _check_positions(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair) -> None:
+    where = ""
     try:
-        chosen_positions(graph, architecture, site, pair)
         noise_positions(graph, architecture, pair)
+        for site in sites_of(graph):
+            where = f", site {site}"
+            chosen_positions(graph, architecture, site, pair)
     except SpecError as error:
-        raise SpecError(f"Pair {pair.pair.id!r}, site {site}: {error}.") from error
+        raise SpecError(f"Pair {pair.pair.id!r}{where}: {error}.") from error
 
 
 def _description(experiment: Experiment | None, model: Model | str | None) -> ModelDescription:

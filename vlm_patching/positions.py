@@ -7,7 +7,7 @@ the end).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vlm_patching.errors import SpecError, nearest
@@ -102,18 +102,16 @@ class StackPositions:
         members = [self.positions[i] for i in chosen.indices]
         if len(members) == 1:
             return members[0]
-        tokens = " ".join(dict.fromkeys(m.token for m in members)) if members[0].modality == "image" else _join(members)
+        tokens = [m.token for m in members]
+        if members[0].modality == "image":
+            tokens = list(dict.fromkeys(tokens))  # one mark stands for all patches
         boxes = [m.box for m in members if m.box]
         union = None
         if boxes:
             x0, y0, x1, y1 = zip(*boxes, strict=True)
             union = (min(x0), min(y0), max(x1), max(y1))
         modality = members[0].modality if len({m.modality for m in members}) == 1 else "mixed"
-        return Position(chosen.label, modality, chosen.label, tokens, box=union)
-
-
-def _join(members: Sequence[Position]) -> str:
-    return " ".join(m.token for m in members)
+        return Position(chosen.label, modality, chosen.label, " ".join(tokens), box=union)
 
 
 def patch_boxes(size: tuple[int, int], rows: int, columns: int, crop: tuple[float, float] | None) -> list[Box]:

@@ -49,23 +49,21 @@ def run_trace(
     model: Any, program: dict[str, Any], trace: dict[str, Any], values: dict[str, Any], results: dict[str, Any]
 ) -> None:
     """One forward pass of a batch whose rows are cells; its operations are in the order in which the model computes."""
-    rows = trace["rows"]
-    device = next(model._module.parameters()).device
-    inputs = {}
+    rows, readout, inputs = trace["rows"], program["readout"], {}
+    weight = next(model._module.parameters())
     for name, tensor in program["inputs"][trace["on"]].items():
         reused = name == "pixel_values" and trace["reuses_image"]
-        inputs[name] = tensor.to(device) if reused else tensor.to(device).expand(rows, *tensor.shape[1:])
+        inputs[name] = tensor.to(weight.device) if reused else tensor.to(weight.device).expand(rows, *tensor.shape[1:])
     if trace["pixels"] is not None:
         inputs["pixel_values"] = perturbed(inputs["pixel_values"], trace["pixels"])
     if "pixel_values" in inputs:
-        inputs["pixel_values"] = inputs["pixel_values"].to(next(model._module.parameters()).dtype)
+        inputs["pixel_values"] = inputs["pixel_values"].to(weight.dtype)
     with torch.no_grad():  # noqa: SIM117 - nnsight takes the block of a with statement that is its own
         with model.trace(**inputs, **program["constants"]):
             for operation in trace["operations"]:
                 apply(model, operation, values)
-            logits = part_of(resolve(model, program["readout"]["path"]).output, program["readout"]["part"])[
-                :, -1
-            ].float()
+            whole = resolve(model, readout["path"]).output
+            logits = part_of(whole, readout["part"])[:, -1].float()
     clean = values.setdefault("clean.logits", logits)  # the clean run is always the first
     for metric in program["metrics"]:
         measured = METRICS[metric]["of"](logits, program["answer"], program["foil"], clean).cpu()

@@ -344,10 +344,10 @@ def check_cells(
         "nothing": replace(first, layers=()),
         "itself": replace(cells[len(cells) // 2], source=graph.base),
     }
+    edit = noise_of(graph)
+    from_image = graph.run("corrupted").on == "corrupted_image" or (edit is not None and edit.at.site == "pixels")
     for site in sites_of(graph):
         stack = architecture.locate(site)[0]
-        edit = noise_of(graph)
-        from_image = graph.run("corrupted").on == "corrupted_image" or (edit is not None and edit.at.site == "pixels")
         if stack.name == "vision" and not from_image:
             continue  # the runs differ in more than what the vision stack says
         everywhere = Chosen("all", tuple(range(len(pair.positions[stack.name].positions))))

@@ -95,7 +95,9 @@ class ZarrStore:
 
     def done(self) -> list[bool]:
         """Which examples are written."""
-        return [kept != NOT_RUN for kept in self.load()["kept"].values]
+        labels = zarr.open_group(self.path, mode="r")["kept"]
+        assert isinstance(labels, zarr.Array)
+        return [str(kept) != NOT_RUN for kept in np.asarray(labels[:])]
 
     def write(self, index: int, values: Mapping[str, Any], kept: str) -> None:
         """Write one example's arrays, then its label; `RunError` (and nothing lost) where the disk does not take it."""
