@@ -66,13 +66,13 @@ def report(results: dict[str, xr.Dataset], figures: list[Path], seconds: float, 
 
 
 def draw(preset: str, ds: xr.Dataset, out: Path) -> list[Path]:
-    """One figure a preset; a figure for every position where heads were swept at several."""
-    paths = []
+    """One figure a preset; where heads were swept at several positions, one for each, all on one scale."""
+    paths, limit = [], float(abs(vp.plot.mean_effect(ds, METRIC, normalize=True)).max())
     for position in map(str, ds["position"].values) if "head" in ds.dims else [None]:
         if position is None:
             figure, path = vp.plot.heatmap(ds, METRIC, normalize=True), out / f"{preset}.png"
         else:
-            figure = vp.plot.heads(ds, METRIC, position=position, normalize=True)
+            figure = vp.plot.heads(ds, METRIC, position=position, normalize=True, limit=limit)
             path = out / f"{preset}_{position}.png"
         figure.savefig(path, dpi=130)
         plt.close(figure)
