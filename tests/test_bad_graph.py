@@ -72,7 +72,7 @@ REPLACE = "runs.2.edits.0"
         ({"runs": MISSING}, ("runs", "missing")),
         ({"runs": 5}, ("runs", "5")),
         ({"runs": None}, ("runs", "None")),
-        ({"runs": []}, ("clean, corrupted and patched",)),
+        ({"runs": []}, ("clean", "corrupted", "patched", "none")),
         ({"dimensions": 5}, ("dimensions", "5")),
         ({"metrics": 5}, ("metrics", "5")),
         ({"metrics": "probability"}, ("metrics", "list")),

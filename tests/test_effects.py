@@ -151,3 +151,89 @@ def test_in_a_real_run_patching_all_of_the_last_layer_has_the_whole_total_effect
     sign = 1 if direction == "denoise" else -1
     base = ds["logit_difference_corrupted" if direction == "denoise" else "logit_difference_clean"]
     np.testing.assert_allclose(effect.values, (sign * (ds["logit_difference"] - base)).transpose(*effect.dims).values)
+
+
+def other_method(method: str, edited: Any, clean: Any, metric: str = "probability", **attrs: str) -> xr.Dataset:
+    """As `dataset`, of a method without a corrupted run."""
+    ds = dataset(edited, clean, [0.25] * len(clean), metric=metric)
+    ds.attrs = {"method": method, **attrs}
+    return ds if attrs.get("base") == "corrupted" else ds.drop_vars(f"{metric}_corrupted")
+
+
+@pytest.mark.parametrize("method", ["knockout", "ablate"])
+def test_taking_away_what_carries_the_answer_has_a_positive_effect(method: str) -> None:
+    ds = other_method(method, [[0.2, 0.8, 0.9]], [0.8])
+    np.testing.assert_allclose(vp.effect(ds).values[0, 0], [0.6, 0.0, -0.1], atol=1e-6)
+    assert vp.effect(ds).attrs == {"metric": "probability", "method": method}
+
+
+@pytest.mark.parametrize(("base", "wanted"), [("clean", [-0.5, 0.0]), ("corrupted", [0.0, 0.5])])
+def test_steering_is_compared_with_the_run_that_was_steered(base: str, wanted: list[float]) -> None:
+    ds = other_method("steer", [[0.25, 0.75]], [0.75], base=base)
+    np.testing.assert_allclose(vp.effect(ds).values[0, 0], wanted)
+    assert vp.effect(ds).attrs["base"] == base
+    if base == "corrupted":
+        np.testing.assert_allclose(vp.effect(ds, normalize=True).values[0, 0], [0, 1])
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_path_patching_has_the_effect_of_patching(direction: str) -> None:
+    ds = dataset([[0.7, 0.1]], [0.9], [0.2], direction)
+    np.testing.assert_array_equal(vp.effect(ds.assign_attrs(method="path")), vp.effect(ds))
+
+
+@pytest.mark.parametrize(
+    ("method", "sign"), [("patch", 1), ("path", 1), ("knockout", -1), ("ablate", -1), ("steer", 1)]
+)
+def test_where_less_is_better_the_sign_is_turned_for_every_method(method: str, sign: int) -> None:
+    more, less = (
+        dataset([[4.0]], [1.0], [1.0], metric=metric).assign_attrs(method=method)
+        for metric in ("logit_difference", "answer_rank")
+    )
+    assert vp.effect(more, "logit_difference").item() == -vp.effect(less, "answer_rank").item() == 3 * sign
+
+
+def test_a_dropped_example_has_no_effect_in_any_method() -> None:
+    for method in ("knockout", "ablate", "steer", "path"):
+        ds = dataset([[0.7], [0.7]], [0.9, 0.9], [0.2, 0.2], kept=["kept", "dropped: no"]).assign_attrs(method=method)
+        np.testing.assert_array_equal(np.isnan(vp.effect(ds).values[:, 0, 0]), [False, True])
+
+
+def test_metrics_without_a_corrupted_run_are_listed_and_what_is_beside_them_is_not() -> None:
+    ds = other_method("knockout", [[0.2]], [0.8])
+    ds = ds.assign(probability_placebo=ds["probability"], probability_exact=ds["probability"])
+    assert metrics_of(ds) == ["probability"]
+    assert metrics_of(xr.Dataset({"attention": ("key", [0.5])})) == []
+
+
+def test_a_lens_and_attention_have_no_effect_and_the_error_names_what_to_use() -> None:
+    lens = other_method("lens", [[0.2]], [0.8])
+    with pytest.raises(vp.SpecError, match=r"plot\.lens"):
+        vp.effect(lens)
+    attention = xr.Dataset({"attention": ("key", [0.5])}, attrs={"method": "attention"})
+    for call in (vp.effect, vp.total_effect):
+        with pytest.raises(vp.SpecError, match=r"head_functions.*plot\.image"):
+            call(attention, "probability")
+
+
+def test_without_a_corrupted_run_there_is_no_total_effect_and_nothing_to_normalise_by() -> None:
+    for method, named in (("knockout", "knockout_change"), ("ablate", "knockout_change"), ("steer", "clean run")):
+        ds = other_method(method, [[0.2]], [0.8])
+        with pytest.raises(vp.SpecError, match=f"method {method}.*no corrupted run"):
+            vp.total_effect(ds, "probability")
+        with pytest.raises(vp.SpecError, match=named):
+            vp.effect(ds, normalize=True)
+    with pytest.raises(vp.SpecError, match="probability_corrupted"):
+        vp.effect(other_method("patch", [[0.2]], [0.8]))
+
+
+def test_a_method_or_base_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(vp.SpecError, match="Did you mean 'knockout'"):
+        vp.effect(other_method("knokout", [[0.2]], [0.8]))
+    with pytest.raises(vp.SpecError, match="corrupted"):
+        vp.effect(other_method("steer", [[0.2]], [0.8], base="corupted"))
+
+
+def test_an_estimates_effect_says_that_it_is_one() -> None:
+    ds = dataset([[0.7]], [0.9], [0.2]).assign_attrs(estimate="attribution")
+    assert vp.effect(ds).attrs["estimate"] == "attribution"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import vlm_patching as vp
-from vlm_patching.backends.plan import window
+from vlm_patching.backends.cells import window
 from vlm_patching.graph import Dimension, Edit, InterventionGraph, Place, Read, Run
 
 PRESETS = list(vp.presets())
@@ -92,7 +92,8 @@ def test_a_printed_graph_names_its_runs_sites_ranges_and_metrics(
     assert "layer in 0..5" in printed
     assert ("head in 0..3" in printed) == any(site.endswith("head") for site in spec.patch.sites)
     assert ("draw in 0..9" in printed) == (spec.corruption.kind == "gaussian_noise")
-    assert (f"window(layer, {spec.patch.window})" in printed) == (spec.patch.window > 1)
+    (width,) = spec.patch.window
+    assert (f"window(layer, {width})" in printed) == (width > 1)
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -210,6 +210,7 @@ def test_the_rule_of_which_pairs_are_kept(
     def is_kept(program: dict[str, Any], results: dict[str, Any]) -> bool:
         for run, word in said.items():
             results[f"{run}.top"][0] = torch.full_like(results[f"{run}.top"][0], program[word])
+            results[f"{run}.right"][0] = torch.full_like(results[f"{run}.right"][0], word == "answer")
         return rule(program, results)
 
     monkeypatch.setattr(kernels, "is_kept", is_kept)
@@ -263,7 +264,7 @@ def test_a_batch_of_no_rows_is_refused() -> None:
         vp.run(experiment(), batch_rows=0)
 
 
-def next_row(value: Any, op: dict[str, Any], values: dict[str, Any], right: Any = kernels.replaced) -> Any:
+def next_row(value: Any, op: dict[str, Any], values: dict[str, Any], right: Any = kernels.edited) -> Any:
     return right(value, op | {"at_rows": op["at_rows"].roll(1)}, values)
 
 
@@ -271,13 +272,13 @@ def no_row(value: Any, op: dict[str, Any], values: dict[str, Any]) -> Any:
     return value
 
 
-def first_image(model: Any, operation: Any, values: Any, right: Any = kernels.apply) -> None:
+def first_image(model: Any, operation: Any, values: Any, found: Any, right: Any = kernels.apply) -> None:
     if operation["do"] == "skip" and operation["index"] is not None:
         operation = operation | {"index": torch.zeros_like(operation["index"])}
-    right(model, operation, values)
+    right(model, operation, values, found)
 
 
-@pytest.mark.parametrize(("function", "fault"), [("replaced", next_row), ("replaced", no_row), ("apply", first_image)])
+@pytest.mark.parametrize(("function", "fault"), [("edited", next_row), ("edited", no_row), ("apply", first_image)])
 def test_a_check_catches_a_faulty_kernel_and_names_the_cell_and_both_values(
     models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, function: str, fault: Any
 ) -> None:
@@ -294,7 +295,7 @@ def test_a_check_catches_a_faulty_kernel_and_names_the_cell_and_both_values(
 def test_a_check_that_fails_leaves_the_example_out_of_the_store(
     models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(kernels, "replaced", no_row)
+    monkeypatch.setattr(kernels, "edited", no_row)
     with pytest.raises(vp.CheckError):
         vp.run(experiment(), model=models["shapes-llava"], store=tmp_path / "a.zarr", progress=False)
     ds = vp.load_results(tmp_path / "a.zarr")

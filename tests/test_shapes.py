@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import vlm_patching as vp
+from vlm_patching.pairs import pairs_digest
 from vlm_patching.pairs.datasets import shapes as dataset
 from vlm_patching.pairs.shapes import KINDS, Scene, Thing, render, sample, sample_scene
 
@@ -261,6 +264,72 @@ def test_aligned_questions_of_a_kind_have_the_same_number_of_words() -> None:
         assert len(lengths) == 1, f"{kind}: {lengths}"
 
 
+CONSTRAINED = {
+    "color": {1: [["shape"]], 2: [["size", "shape"]]},
+    "shape": {1: [["color"]], 2: [["size", "color"]]},
+    "size": {1: [["shape"], ["color"]], 2: [["color", "shape"]]},
+}
+ATTRIBUTES = {"color": COLORS, "shape": SHAPES, "size": SIZES}
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS_OF_PAIRS if kind not in ("place", "relation")])
+def test_a_thing_is_named_by_as_many_constraints_as_asked_for_and_spans_say_which(
+    kind: str, number: int, aligned: bool
+) -> None:
+    pairs = vp.load_pairs("shapes", n=40, seed=4, questions=[kind], constraints=number, aligned=aligned)
+    named = CONSTRAINED[kind.removesuffix("_choice")][number]
+    found = []
+    for pair in pairs:
+        for text, spans in ((pair.clean.text, pair.spans), (pair.corrupted.text, pair.spans_corrupted)):
+            assert spans["constraint"] == spans["subject"] == pair.spans["subject"]
+            words = text[slice(*spans["constraint"])].removesuffix("object").split()
+            apart = [text[slice(*spans[f"constraint_{i + 1}"])] for i in range(2) if f"constraint_{i + 1}" in spans]
+            assert apart == (words if number == 2 else [])
+            found.append([next(a for a, values in ATTRIBUTES.items() if word in values) for word in words])
+    assert all(attributes in named for attributes in found)
+    lengths = {len(pair.clean.text.split()) for pair in pairs}
+    assert len(lengths) == 1 or not aligned
+    if not aligned:
+        assert all(attributes in found for attributes in named)
+
+
+def test_with_two_constraints_aligned_pairs_are_those_of_the_longest_name() -> None:
+    for kind in ("color", "shape", "size"):
+        two = vp.load_pairs("shapes", n=12, seed=1, questions=[kind], constraints=2)
+        drawn = vp.load_pairs("shapes", n=40, seed=1, questions=[kind], aligned=False)
+        assert {len(p.clean.text.split()) for p in two} == {max(len(p.clean.text.split()) for p in drawn)}
+
+
+@pytest.mark.parametrize(
+    ("options", "digest"),
+    [
+        ({}, "ec47f572e976ef7ce03a907da723201d745aa888f19f769d119e4244ee28ee73"),
+        (
+            {"n": 48, "seed": 3, "questions": KINDS_OF_PAIRS},
+            "876a3582211e08268a20b73dd7942b8d60838a70443ca60f1cbb17e3ab756265",
+        ),
+        (
+            {"n": 48, "seed": 3, "questions": KINDS_OF_PAIRS, "aligned": False},
+            "148190430405b4f00360968d6cc10ab6399696e51ce9475b9fd7c44f0208200d",
+        ),
+        (
+            {"n": 24, "seed": 7, "questions": ["size", "size_choice"], "aligned": False},
+            "d5bf68de1b5de35283faa59585c67aa00580e1b6f55732c963715197a24638bd",
+        ),
+    ],
+)
+def test_the_pairs_of_a_seed_stay_what_they_were(options: dict[str, Any], digest: str) -> None:
+    """Without their pictures: those depend on the version of pillow."""
+    blank = Image.new("RGB", (1, 1))
+    pairs = [
+        replace(p, clean=vp.Prompt(blank, p.clean.text), corrupted=vp.Prompt(blank, p.corrupted.text))
+        for p in vp.load_pairs("shapes", **options)
+    ]
+    assert pairs_digest(pairs) == digest
+
+
 def test_a_scene_is_drawn_inside_its_boxes_on_a_plain_ground() -> None:
     for seed in range(20):
         scene = sample_scene(random.Random(seed))
@@ -284,6 +353,10 @@ def test_a_scene_is_drawn_inside_its_boxes_on_a_plain_ground() -> None:
         ({"questions": []}, "empty"),
         ({"question": ["color"]}, "questions"),
         ({"n": 0}, "n must be at least 1"),
+        ({"constraints": 3}, "must be 1 or 2, or left out, not 3"),
+        ({"constraints": True}, "must be 1 or 2, or left out, not True"),
+        ({"constraints": 2, "questions": ["color", "place"]}, "'place' cannot .* color, shape, size, color_choice"),
+        ({"constraint": 2}, "constraints"),
     ],
 )
 def test_a_wrong_option_is_refused_and_named(options: dict[str, Any], named: str) -> None:

@@ -133,12 +133,13 @@ def presets(as_json: AsJson = False) -> None:
             {
                 "name": name,
                 "model": spec.model.name,
-                "corruption": spec.corruption.kind,
-                "sites": ", ".join(spec.patch.sites),
+                "method": spec.method,
+                "corruption": spec.corruption.kind if spec.corruption else "",
+                "sites": ", ".join(getattr(spec, spec.method).sites or ()),
                 "source": (spec.source or "").strip(),
             }
         )
-    _show(rows, as_json, ("name", "model", "corruption", "sites"))
+    _show(rows, as_json, ("name", "model", "method", "corruption", "sites"))
 
 
 @app.command()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 
 from vlm_patching.errors import SpecError
 from vlm_patching.models.load import ModelDescription
-from vlm_patching.pairs import Pair, Prompt, prompt_for
+from vlm_patching.pairs import SUBJECT_ROLES, Pair, Prompt, prompt_for
 from vlm_patching.positions import Position, StackPositions, overlaps, patch_boxes
 
 
@@ -26,19 +26,45 @@ class EncodedPair:
     inputs
         Kind of input (`clean`, `corrupted_image`, ...) → the forward pass's tensors, batch of one.
     positions
-        Stack → its positions, of the clean prompt; corrupted prompts are aligned with it token by token.
+        Stack (or `image_embeds`, `token_embeds`) → its positions, of the clean prompt.
     answer, foil
-        First token of each, as it follows the prompt.
+        Their tokens, as they follow the prompt.
+    alignment
+        Kind of input → for every text position of the clean prompt its index in that one, None where it has no partner.
+    text_stacks
+        The stacks whose positions `alignment` is about.
+    other
+        Positions of the other pair that the kind `other` is, where it was asked for.
     """
 
     pair: Pair
     inputs: Mapping[str, Mapping[str, torch.Tensor]]
     positions: Mapping[str, StackPositions]
-    answer: int
-    foil: int
+    answer: tuple[int, ...]
+    foil: tuple[int, ...]
+    alignment: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    text_stacks: tuple[str, ...] = ()
+    other: Mapping[str, StackPositions] = field(default_factory=dict)
+
+    def on(self, kind: str, stack: str, indices: Sequence[int]) -> tuple[int | None, ...]:
+        """Where positions of the clean prompt are in another input; None for those without a partner there."""
+        if stack not in self.text_stacks or kind not in self.alignment:
+            return tuple(indices)
+        return tuple(self.alignment[kind][i] for i in indices)
+
+    def is_aligned(self, kind: str) -> bool:
+        """Whether every token of another input has the index of its partner in the clean prompt."""
+        length = self.inputs[kind]["input_ids"].shape[1]
+        return self.alignment.get(kind, tuple(range(length))) == tuple(range(length))
 
 
-def encode_pair(pair: Pair, description: ModelDescription, kinds: tuple[str, ...]) -> EncodedPair:
+def encode_pair(
+    pair: Pair,
+    description: ModelDescription,
+    kinds: tuple[str, ...],
+    other: Pair | None = None,
+    first_token: bool = True,
+) -> EncodedPair:
     """Process a pair's prompts with the model's own processor and find its positions.
 
     Parameters
@@ -48,36 +74,41 @@ def encode_pair(pair: Pair, description: ModelDescription, kinds: tuple[str, ...
     description
         The model, without weights.
     kinds
-        Which inputs the runs need: `clean`, `corrupted`, `corrupted_image`, `corrupted_text`.
+        Which inputs the runs need: `clean`, `corrupted`, `corrupted_image`, `corrupted_text`, `other`.
+    other
+        The pair whose clean prompt the kind `other` is.
+    first_token
+        Whether answer and foil must differ in their first token.
 
     Raises
     ------
     SpecError
-        Clean and corrupted prompt of different token length, or answer and foil with the same first token.
+        Clean and corrupted prompt that cannot be aligned, or answer and foil with the same first token.
     """
     try:
         clean = _Encoding(prompt_for(pair, "clean"), description)
-        inputs = {"clean": clean.tensors}
+        inputs, alignment = {"clean": clean.tensors}, {}
+        others: Mapping[str, StackPositions] = {}
         for kind in kinds:
-            if kind == "clean":
-                continue
-            other = _Encoding(prompt_for(pair, kind), description)
-            if len(other.tokens) != len(clean.tokens):
-                raise SpecError(
-                    f"clean and corrupted prompt must align token by token, but have {len(clean.tokens)} and "
-                    f"{len(other.tokens)} tokens: {clean.prompt.text!r} and {other.prompt.text!r}. "
-                    "Choose a replacement with the same number of tokens."
-                )
-            inputs[kind] = other.tensors
-        answer = _first_token(clean, "answer", pair.answer, description)
-        foil = _first_token(clean, "foil", pair.foil, description)
-        if answer == foil:
-            token = description.processor.tokenizer.convert_ids_to_tokens(answer)
+            if kind == "other":
+                if other is not None:
+                    inputs[kind] = _Encoding(prompt_for(other, "clean"), description).tensors
+                    others = encode_pair(other, description, (), first_token=False).positions
+            elif kind != "clean":
+                encoding = _Encoding(prompt_for(pair, kind), description)
+                inputs[kind] = encoding.tensors
+                alignment[kind] = _aligned(pair, clean, encoding)
+        answer = _tokens(clean, "answer", pair.answer, description)
+        foil = _tokens(clean, "foil", pair.foil, description)
+        if first_token and answer[0] == foil[0]:
+            token = description.processor.tokenizer.convert_ids_to_tokens(answer[0])
             raise SpecError(
                 f"answer {pair.answer!r} and foil {pair.foil!r} have the same first token {token!r}, so metrics of the "
-                "first token cannot tell them apart"
+                "first token cannot tell them apart; answer_log_probability and answer_log_odds are of whole answers"
             )
-        return EncodedPair(pair, inputs, _positions(pair, clean, description), answer, foil)
+        stacks = (description.architecture.text_stack, "token_embeds")
+        positions = _positions(pair, clean, description)
+        return EncodedPair(pair, inputs, positions, answer, foil, alignment, stacks, others)
     except SpecError as error:
         raise SpecError(f"Pair {pair.id!r}: {error}") from error
 
@@ -152,10 +183,57 @@ def _templated(text: str, description: ModelDescription) -> str:
     return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
 
 
-def _first_token(clean: _Encoding, what: str, word: str, description: ModelDescription) -> int:
-    """The token that comes first where a word is the model's answer to the prompt."""
+def _aligned(pair: Pair, clean: _Encoding, other: _Encoding) -> tuple[int | None, ...]:
+    """For every token of the clean prompt its index in another one.
+
+    Tokens outside of the spans whose text differs are paired in order; inside such a span they are paired from its end,
+    so that last meets last, and what is left over at its front has no partner.
+    """
+    spans: list[tuple[tuple[int, int], tuple[int, int]]] = []
+    for name in sorted(pair.spans, key=lambda name: pair.spans[name][1] - pair.spans[name][0]):
+        if name not in pair.spans_corrupted:
+            continue
+        here, there = clean.covering(*pair.spans[name]), other.covering(*pair.spans_corrupted[name])
+        overlapping = any(set(here) & set(range(start, stop)) for (start, stop), _ in spans)
+        if here and there and len(here) != len(there) and not overlapping:
+            spans.append(((here[0], here[-1] + 1), (there[0], there[-1] + 1)))
+    if other.prompt.text == clean.prompt.text or not spans:
+        if len(other.tokens) != len(clean.tokens):
+            raise SpecError(
+                f"clean and corrupted prompt must align token by token, but have {len(clean.tokens)} and "
+                f"{len(other.tokens)} tokens: {clean.prompt.text!r} and {other.prompt.text!r}. Choose a replacement "
+                "with the same number of tokens, or name the part that differs as a span in spans and spans_corrupted."
+            )
+        return tuple(range(len(clean.tokens)))
+    aligned: list[int | None] = [None] * len(clean.tokens)
+    position, shift = 0, 0
+    for (start, stop), (start_there, stop_there) in sorted(spans):
+        if start + shift != start_there:
+            raise SpecError(
+                f"clean and corrupted prompt differ outside of their spans, so their tokens cannot be aligned: "
+                f"{clean.prompt.text!r} and {other.prompt.text!r}."
+            )
+        for i in range(position, start):
+            aligned[i] = i + shift
+        shift = stop_there - stop
+        for i in range(max(start, start_there - shift), stop):
+            aligned[i] = i + shift
+        position = stop
+    if len(clean.tokens) + shift != len(other.tokens):
+        raise SpecError(
+            f"clean and corrupted prompt differ in length outside of their spans, so their tokens cannot be aligned: "
+            f"{clean.prompt.text!r} and {other.prompt.text!r}."
+        )
+    for i in range(position, len(clean.tokens)):
+        aligned[i] = i + shift
+    return tuple(aligned)
+
+
+def _tokens(clean: _Encoding, what: str, word: str, description: ModelDescription) -> tuple[int, ...]:
+    """The tokens of a word as the model's answer to the prompt."""
     tokenizer: Any = description.processor.tokenizer
-    if description.architecture.image.inline:
+    inline = description.architecture.image.inline
+    if inline:
         longer = tokenizer(f"{clean.text} {word.strip()}")["input_ids"]
         tokens = longer[len(clean.ids) :] if longer[: len(clean.ids)] == clean.ids else []
     else:
@@ -164,9 +242,14 @@ def _first_token(clean: _Encoding, what: str, word: str, description: ModelDescr
         raise SpecError(
             f"the {what} {word!r} does not follow the prompt as tokens of its own, so it has no first token"
         )
-    if tokens[0] == tokenizer.unk_token_id:
+    if tokenizer.unk_token_id in tokens:
         raise SpecError(f"the {what} {word!r} is no token of {description.name!r}: its vocabulary lacks it")
-    return int(tokens[0])
+    longest = description.config.text_config.max_position_embeddings
+    if len(tokens) - 1 + (len(clean.ids) if inline else 1) > longest:
+        raise SpecError(
+            f"the {what} {word!r} does not fit behind the prompt: {description.name!r} takes {longest} tokens"
+        )
+    return tuple(map(int, tokens))
 
 
 def _positions(pair: Pair, clean: _Encoding, description: ModelDescription) -> dict[str, StackPositions]:
@@ -191,6 +274,9 @@ def _positions(pair: Pair, clean: _Encoding, description: ModelDescription) -> d
         token = description.processor.tokenizer.convert_ids_to_tokens(start)[0]
         decoding = Position("decoding", "text", "decoding", token)
         stacks["answer_decoder"] = StackPositions("answer_decoder", (decoding,), {"decoding": (0,), "last": (0,)})
+    handed = _vision(pair, patches, entry.class_token and not entry.inline)
+    stacks["image_embeds"] = replace(handed, stack="image_embeds")
+    stacks["token_embeds"] = replace(stacks[name], stack="token_embeds")
     return stacks
 
 
@@ -239,6 +325,13 @@ def _vision(pair: Pair, patches: list[Position], class_token: bool) -> StackPosi
     return StackPositions("vision", (*front, *patches), groups, _unseen(pair, groups))
 
 
+def _around(subject: tuple[int, ...], length: int) -> dict[str, tuple[int, ...]]:
+    """The position roles of Meng et al. (2022), but for `last`; a subject of one token is its first and its last."""
+    after = range(subject[-1] + 1, length - 1)
+    found = (subject[:1], subject[1:-1], subject[-1:], tuple(after[:1]), tuple(after[1:]))
+    return dict(zip(SUBJECT_ROLES, found, strict=True))
+
+
 def _text(
     pair: Pair, clean: _Encoding, stack: str, patches: Mapping[int, Position], description: ModelDescription
 ) -> StackPositions:
@@ -264,6 +357,7 @@ def _text(
         positions.append(Position(str(i), "text", role, token))
     groups = {
         **spans,
+        **(_around(spans["subject"], len(positions)) if "subject" in spans else {}),
         "question": question,
         "text": tuple(i for i in range(len(positions)) if i not in patches),
         "last": (len(positions) - 1,),

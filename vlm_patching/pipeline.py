@@ -9,28 +9,25 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import xarray as xr
 from tqdm import tqdm
 
-from vlm_patching.backends.local import execute, reference_std
-from vlm_patching.backends.plan import (
-    Settings,
-    cells_of,
-    chosen_positions,
-    noise_positions,
-    program,
-    reference,
-    rows_per_pass,
-)
+from vlm_patching.backends.cells import Cell, cells_of
+from vlm_patching.backends.local import execute
+from vlm_patching.backends.plan import Job, Settings, rows_per_pass
+from vlm_patching.backends.reference import read_vectors, reference
 from vlm_patching.errors import SpecError, unknown
 from vlm_patching.experiment import Experiment
-from vlm_patching.graph import InterventionGraph, noise_of, sites_of
-from vlm_patching.graph.lower import check_graph, lower
-from vlm_patching.inputs import EncodedPair, encode_pair
+from vlm_patching.graph import FILE, SWEPT, InterventionGraph, sites_of
+from vlm_patching.graph.check import check_graph
+from vlm_patching.graph.lower import lower
+from vlm_patching.inputs import EncodedPair
 from vlm_patching.models import Architecture, Model, ModelDescription, describe_model, load_model
-from vlm_patching.pairs import IMAGE_CORRUPTIONS, Pair, check_corrupted, corrupt_images, load_pairs
+from vlm_patching.pairs import Pair, load_pairs
+from vlm_patching.preparation import Prepared, corrupted_pairs, prepare
 from vlm_patching.results.checks import check_example
 from vlm_patching.results.dataset import example_values, reason, template, unaffected
 from vlm_patching.results.provenance import model_attributes, planned_attributes
@@ -119,11 +116,13 @@ def run(
         graph = what
         check_graph(graph, description.architecture)
     pairs = list(inputs) if inputs is not None else _pairs(experiment)
-    if experiment and experiment.corruption.kind in IMAGE_CORRUPTIONS:
-        corruption = experiment.corruption
-        pairs = corrupt_images(pairs, corruption.kind, experiment.seed, **corruption.settings())
-    encoded = check_pairs(graph, description, pairs)
-    blank = template(graph, description.architecture, encoded)
+    if experiment:
+        pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
+    prepared = prepare(graph, description, pairs)
+    for edit in graph.swept.edits:
+        if str(edit.source).startswith(FILE):
+            read_vectors(Path(str(edit.source).removeprefix(FILE)))
+    blank = template(graph, description.architecture, prepared.encoded)
     blank.attrs = planned_attributes(experiment, graph, description, pairs)
     results = ZarrStore(store, blank) if store is not None else MemoryStore(blank)
     if not isinstance(model, Model):
@@ -139,36 +138,8 @@ def run(
         return results.load()
     results.annotate(model_attributes(model, backend))
     with _threads(threads, model):
-        _sweep(graph, model, pairs, encoded, blank, results, Settings(rows=batch_rows), checks, progress)
+        _sweep(prepared, model, blank, results, Settings(rows=batch_rows), checks, progress)
     return results.load()
-
-
-def check_pairs(graph: InterventionGraph, description: ModelDescription, pairs: Sequence[Pair]) -> list[EncodedPair]:
-    """Refuse pairs that cannot be run; give them back with their positions (and without pixels, to save memory)."""
-    if not pairs:
-        raise SpecError("There are no pairs to run.")
-    check_corrupted(pairs, graph.run("corrupted").on)
-    ids = [pair.id for pair in pairs]
-    repeated = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
-    if repeated:
-        raise SpecError(f"Pair ids must be unique; {repeated[0]!r} is used more than once.")
-    encoded = []
-    for pair in pairs:
-        ready = encode_pair(pair, description, _inputs_of(graph))
-        _check_positions(graph, description.architecture, ready)
-        encoded.append(EncodedPair(pair, {}, ready.positions, ready.answer, ready.foil))
-    return encoded
-
-
-def _check_positions(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair) -> None:
-    where = ""
-    try:
-        noise_positions(graph, architecture, pair)
-        for site in sites_of(graph):
-            where = f", site {site}"
-            chosen_positions(graph, architecture, site, pair)
-    except SpecError as error:
-        raise SpecError(f"Pair {pair.pair.id!r}{where}: {error}.") from error
 
 
 def _description(experiment: Experiment | None, model: Model | str | None) -> ModelDescription:
@@ -186,27 +157,22 @@ def _pairs(experiment: Experiment | None) -> list[Pair]:
     return load_pairs(spec.dataset, n=spec.n, seed=spec.seed, **spec.options())
 
 
-def _inputs_of(graph: InterventionGraph) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(run.on for run in graph.runs))
-
-
 def _sweep(
-    graph: InterventionGraph,
+    prepared: Prepared,
     model: Model,
-    pairs: Sequence[Pair],
-    encoded: Sequence[EncodedPair],
     blank: xr.Dataset,
     results: MemoryStore | ZarrStore,
     settings: Settings,
     checks: bool,
     progress: bool,
 ) -> None:
-    description, start = model.description, time.monotonic()
-    architecture, decode = description.architecture, description.processor.tokenizer.convert_ids_to_tokens
+    graph, encoded, start = prepared.graph, prepared.encoded, time.monotonic()
+    architecture, decode = model.description.architecture, model.description.processor.tokenizer.convert_ids_to_tokens
     attributes = results.attributes
-    noise_std = _noise_std(graph, model, pairs, attributes)
-    if noise_std:
-        results.annotate({"noise_std": noise_std})
+    known_std = float(str(attributes["noise_std"])) if "noise_std" in attributes else None
+    shared = reference(graph, model, prepared.encode_all, known_std, prepared.candidates())
+    if shared.noise_std:
+        results.annotate({"noise_std": shared.noise_std})
     todo = [i for i, done in enumerate(results.done()) if not done]
     unchecked = checks and "checks" not in attributes
     total = sum(len(cells_of(graph, architecture, encoded[i])) for i in todo)
@@ -216,21 +182,34 @@ def _sweep(
     with tqdm(total=total, unit="cell", desc=graph.name, disable=not progress, mininterval=every) as bar:
         for count, i in enumerate(todo, start=1):
             bar.set_postfix_str(f"example {count}/{len(todo)}")
-            pair = encode_pair(pairs[i], description, _inputs_of(graph))
-            cells = cells_of(graph, architecture, pair)
-            found = execute(model, [program(graph, architecture, pair, cells, noise_std, settings)])[0]
+            job = Job(graph, architecture, prepared.encode(i), shared)
+            cells = cells_of(graph, architecture, job.pair)
+            found = execute(model, [job.program(cells, settings)])[0]
             if unchecked and found["kept"]:
-                outcome = check_example(model, graph, pair, cells, found, noise_std)
-                results.annotate({"checks": json.dumps(outcome)})
+                results.annotate({"checks": json.dumps(check_example(model, job, cells, found))})
                 unchecked = False
-            values = example_values(blank, graph, cells, found, decode)
-            results.write(i, values, reason(graph, pair, found, decode))
+            verified = _verified(model, job, cells, found, settings) if graph.verify and found["kept"] else None
+            values = example_values(blank, graph, cells, found, decode, verified)
+            results.write(i, values, reason(graph, job.pair, found, decode))
             results.annotate({"wall_seconds": round(spent + time.monotonic() - start, 3)})
             bar.update(len(cells))
     done = results.load()
     kept = int((done["kept"] == "kept").sum())
-    counts = {"examples": len(pairs), "examples_kept": kept, "examples_unaffected": unaffected(done)}
+    counts = {"examples": len(prepared.pairs), "examples_kept": kept, "examples_unaffected": unaffected(done)}
     results.annotate(counts)
+
+
+def _verified(
+    model: Model, job: Job, cells: Sequence[Cell], found: dict[str, Any], settings: Settings
+) -> tuple[list[Cell], dict[str, Any]]:
+    """The cells whose estimated effect is strongest (on the graph's first metric), and what running them gives."""
+    metric, base = job.graph.metrics[0], job.graph.base
+    starts = found[f"{base}.{metric}"]
+    draws = torch.tensor([cell.draw if len(starts) > 1 else 0 for cell in cells])
+    effects = (found[f"{job.graph.swept.name}.{metric}"] - starts[draws]).abs()
+    strongest = [cells[i] for i in effects.argsort(descending=True)[: job.graph.verify].tolist()]
+    program = job.program(strongest, settings, exact=True) | {"keep": "all"}
+    return strongest, execute(model, [program])[0]
 
 
 def _plan(
@@ -239,26 +218,16 @@ def _plan(
     """Sums over all pairs, were each of them kept: cells, forward passes with rows as cells, and one a cell."""
     cells = [len(cells_of(graph, architecture, pair)) for pair in encoded]
     rows = [settings.rows or rows_per_pass(architecture, pair) for pair in encoded]
-    passes = sum(2 + math.ceil(count / size) for count, size in zip(cells, rows, strict=True))
-    return {"cells": sum(cells), "forward_passes": passes, "naive_forward_passes": sum(cells) + 2 * len(encoded)}
-
-
-def _noise_std(graph: InterventionGraph, model: Model, pairs: Sequence[Pair], attributes: dict[str, object]) -> float:
-    """The graph's noise in absolute units: given so, or in standard deviations of the clean values of all pairs."""
-    noise = noise_of(graph)
-    if noise is None or noise.std is None:
-        return 0.0
-    if not noise.relative:
-        return noise.std
-    if "noise_std" in attributes:
-        return float(str(attributes["noise_std"]))
-    encoded = (encode_pair(pair, model.description, _inputs_of(graph)) for pair in pairs)
-    if noise.at.site == "pixels":
-        return noise.std * float(
-            torch.cat([pair.inputs["clean"]["pixel_values"] for pair in encoded]).double().std(correction=0)
-        )
-    architecture = model.description.architecture
-    return noise.std * reference_std(model, [reference(graph, architecture, pair) for pair in encoded])
+    swept = sum(run.name in SWEPT for run in graph.runs)
+    bases = len(graph.runs) - swept
+    passes = sum(bases + swept * math.ceil(count / size) for count, size in zip(cells, rows, strict=True))
+    if graph.method in ("lens", "attention"):
+        passes = sum(bases + len(sites_of(graph)) for _ in encoded)
+    return {
+        "cells": sum(cells),
+        "forward_passes": passes,
+        "naive_forward_passes": swept * sum(cells) + bases * len(encoded),
+    }
 
 
 @contextlib.contextmanager

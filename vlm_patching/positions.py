@@ -47,10 +47,20 @@ class Position:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What one selector means in one example: indices that are patched together, under one label."""
+    """What one selector means in one example: indices that are patched together, under one label.
+
+    Attributes
+    ----------
+    selector
+        What they were chosen by; "" where by none.
+    labels
+        Each position's own label, where they are the keys of attention.
+    """
 
     label: str
     indices: tuple[int, ...]
+    selector: Selector = ""
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ class StackPositions:
                 raise SpecError(
                     f"position {selector} does not exist: the {self.stack} has {len(self.positions)} positions"
                 )
-            return [Chosen(str(selector), (selector % len(self.positions),))]
+            return [Chosen(str(selector), (selector % len(self.positions),), selector)]
         name = selector.removeprefix("each:")
         if name in self.unseen:
             raise SpecError(f"{name} lies outside of what the model's image processor leaves of the picture")
@@ -92,10 +102,10 @@ class StackPositions:
             )
         indices = tuple(range(len(self.positions))) if name == "all" else self.groups[name]
         if selector == "all" or selector.startswith("each:"):
-            return [Chosen(self.positions[i].label, (i,)) for i in indices]
+            return [Chosen(self.positions[i].label, (i,), selector) for i in indices]
         if len(indices) == 1 and self.positions[indices[0]].label == "decoding":
-            return [Chosen("decoding", indices)]
-        return [Chosen(name, indices)]
+            return [Chosen("decoding", indices, selector)]
+        return [Chosen(name, indices, selector)]
 
     def describe(self, chosen: Chosen) -> Position:
         """What a chosen label is: a single position's own description, or what its positions have in common."""

@@ -18,26 +18,39 @@ def run_programs(model: Any, programs: Any) -> list[dict[str, Any]]:
 
 
 def run_program(model: Any, program: dict[str, Any]) -> dict[str, Any]:
-    """One example: its base runs, then, if the example is kept, its swept run.
+    """One example: its base runs, then, if the example is kept, its swept runs.
 
-    Returns a dict of ``run.metric`` → [row] float32, ``run.top`` → [row] (the most likely token) and `kept` → bool.
-    Values that later traces need stay in `values`, where the model is.
+    Returns a dict of ``run.metric`` → [row] float32, ``run.top`` → [row] (the most likely token), `attention` →
+    [cell, key], and `kept` → bool. Values that later traces need stay in `values`, where the model is. Where whole
+    answers are measured, all of it is done once for each of them, teacher-forced.
     """
-    values: dict[str, Any] = {}
     results: dict[str, Any] = {}
-    for trace in program["bases"]:
-        run_trace(model, program, trace, values, results)
-    results["kept"] = is_kept(program, results)
-    if results["kept"]:
-        for trace in program["sweeps"]:
-            run_trace(model, program, trace, values, results)
-    return {name: torch.cat(parts) if isinstance(parts, list) else parts for name, parts in results.items()}
+    scores: dict[str, list[list[torch.Tensor]]] = {}
+    for number, forced in enumerate(program["forced"]):
+        values: dict[str, Any] = dict(program["vectors"])
+        found: dict[str, list[torch.Tensor]] = {}
+        for trace in program["bases"]:
+            run_trace(model, program, trace, forced, values, found)
+        if number == 0:
+            results["kept"] = is_kept(program, found)
+        if results["kept"]:
+            for trace in program["sweeps"]:
+                run_trace(model, program, trace, forced, values, found)
+        for name in [name for name in found if name.endswith(".score")]:
+            scores.setdefault(name.removesuffix(".score"), []).append(found.pop(name))
+        if number == 0:
+            results |= {name: torch.cat(tensors) for name, tensors in found.items()}
+    for run, candidates in scores.items():
+        together = torch.stack([torch.cat(tensors) for tensors in candidates], -1)
+        for metric in [name for name in program["metrics"] if "scores" in METRICS[name]]:
+            results[run + "." + metric] = METRICS[metric]["of"](together)
+    return results
 
 
-def is_kept(program: dict[str, Any], results: dict[str, Any]) -> bool:
+def is_kept(program: dict[str, Any], found: dict[str, Any]) -> bool:
     """Whether the base runs answer as the program's rule wants it."""
-    clean = bool((results["clean.top"][0] == program["answer"]).all())
-    corrupted = bool((results["corrupted.top"][0] == program["answer"]).all())
+    clean = bool(found["clean.right"][0].all())
+    corrupted = any(bool(right.all()) for right in found.get("corrupted.right", []))
     return {
         "all": True,
         "clean_correct": clean,
@@ -46,11 +59,45 @@ def is_kept(program: dict[str, Any], results: dict[str, Any]) -> bool:
 
 
 def run_trace(
-    model: Any, program: dict[str, Any], trace: dict[str, Any], values: dict[str, Any], results: dict[str, Any]
+    model: Any,
+    program: dict[str, Any],
+    trace: dict[str, Any],
+    forced: Any,
+    values: dict[str, Any],
+    found: dict[str, Any],
 ) -> None:
     """One forward pass of a batch whose rows are cells; its operations are in the order in which the model computes."""
-    rows, readout, inputs = trace["rows"], program["readout"], {}
-    weight = next(model._module.parameters())
+    inputs, given = inputs_of(model, program, trace, forced)
+    graded = "gradients" in trace
+    if trace["eager"]:
+        before = model._module.config._attn_implementation
+        model._module.set_attn_implementation("eager")
+    lensed = None
+    with torch.set_grad_enabled(graded):  # noqa: SIM117 - nnsight takes the block of a with statement that is its own
+        with model.trace(**inputs):
+            for operation in trace["operations"]:
+                apply(model, operation, values, found)
+            if "lens" in trace:
+                lensed = torch.stack([values[key][0, position] for key, position in trace["lens"]["cells"]])
+                for path in trace["lens"]["unembed"]:
+                    lensed = resolve(model, path)(lensed)
+            whole = resolve(model, program["readout"]["path"]).output
+            logits = part_of(whole, program["readout"]["part"])[:, -1 - given :].float()
+    if trace["eager"]:
+        model._module.set_attn_implementation(before)
+    if "cells_in_order" in trace:
+        found["attention"] = [torch.cat(found["attention"])[trace["cells_in_order"]]]
+    if trace["measured"]:
+        measure(program, trace["run"], logits, forced, values, found)
+    if lensed is not None:
+        measure(program, trace["run"], lensed[:, None].float(), None, values, found)
+    if graded:
+        estimate(program, trace, logits[:, 0], values, found)
+
+
+def inputs_of(model: Any, program: dict[str, Any], trace: dict[str, Any], forced: Any) -> tuple[dict[str, Any], int]:
+    """The forward pass's keyword arguments, and how many tokens of an answer are given behind the prompt."""
+    rows, weight, inputs = trace["rows"], next(model._module.parameters()), {}
     for name, tensor in program["inputs"][trace["on"]].items():
         reused = name == "pixel_values" and trace["reuses_image"]
         inputs[name] = tensor.to(weight.device) if reused else tensor.to(weight.device).expand(rows, *tensor.shape[1:])
@@ -58,54 +105,185 @@ def run_trace(
         inputs["pixel_values"] = perturbed(inputs["pixel_values"], trace["pixels"])
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(weight.dtype)
-    with torch.no_grad():  # noqa: SIM117 - nnsight takes the block of a with statement that is its own
-        with model.trace(**inputs, **program["constants"]):
-            for operation in trace["operations"]:
-                apply(model, operation, values)
-            whole = resolve(model, readout["path"]).output
-            logits = part_of(whole, readout["part"])[:, -1].float()
-    clean = values.setdefault("clean.logits", logits)  # the clean run is always the first
+    given = 0 if forced is None else forced["given"].shape[1]
+    if given:
+        name = program["extends"]
+        more = forced["given"].to(weight.device).expand(rows, -1)
+        inputs[name] = torch.cat([inputs[name], more], 1)
+        if name == "input_ids":
+            inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(more)], 1)
+    if program["keeps_logits"]:
+        inputs["logits_to_keep"] = 1 + given
+    return inputs, given
+
+
+def measure(
+    program: dict[str, Any], run: str, logits: torch.Tensor, forced: Any, values: dict[str, Any], found: dict[str, Any]
+) -> None:
+    """Metrics of [row, position, vocabulary]: of the first position, and of a whole answer over all of them."""
+    first = logits[:, 0]
+    clean = values.setdefault("clean.logits", first)  # the clean run is always the first
     for metric in program["metrics"]:
-        measured = METRICS[metric]["of"](logits, program["answer"], program["foil"], clean).cpu()
-        results.setdefault(trace["run"] + "." + metric, []).append(measured)
-    results.setdefault(trace["run"] + ".top", []).append(logits.argmax(-1).cpu())
+        if "scores" not in METRICS[metric]:
+            measured = METRICS[metric]["of"](first, program["answer"], program["foil"], clean).cpu()
+            found.setdefault(run + "." + metric, []).append(measured)
+    tokens = [program["answer"]] if forced is None else forced["tokens"]
+    reached = logits[:, : len(tokens)]
+    wanted = torch.tensor(tokens, device=logits.device)
+    found.setdefault(run + ".top", []).append(first.argmax(-1).cpu())
+    found.setdefault(run + ".right", []).append((reached.argmax(-1) == wanted).all(-1).cpu())
+    if forced is not None:
+        chosen = reached.log_softmax(-1).gather(-1, wanted.expand(len(logits), -1)[..., None])
+        found.setdefault(run + ".score", []).append(chosen[..., 0].sum(-1).cpu())
 
 
-def apply(model: Any, operation: dict[str, Any], values: dict[str, Any]) -> None:
-    """Keep, replace or perturb the value at one place, or skip a module: it gives what it gave in an earlier run."""
-    module = resolve(model, operation["path"])
-    if operation["do"] == "skip":
+def estimate(
+    program: dict[str, Any], trace: dict[str, Any], logits: torch.Tensor, values: dict[str, Any], found: dict[str, Any]
+) -> None:
+    """Metrics of cells from gradients: the base run's, plus (source - base) · mean gradient over the cell's entries."""
+    wanted, clean = trace["gradients"], values["clean.logits"]
+    deltas = {term["delta"]: values[term["delta"]] for term in wanted["terms"]}
+    for metric in program["metrics"]:
+        total = torch.zeros(wanted["cells"], device=logits.device)
+        if deltas:
+            measured = METRICS[metric]["of"](logits, program["answer"], program["foil"], clean).sum()
+            slopes = torch.autograd.grad(measured, list(deltas.values()), retain_graph=True, allow_unused=True)
+            for term in wanted["terms"]:
+                slope = slopes[list(deltas).index(term["delta"])]
+                if slope is not None:  # what nothing reads has no effect
+                    total.index_add_(
+                        0, term["of_cell"].to(total.device), products(slope, term, values, wanted["steps"])
+                    )
+        base = found[wanted["base"] + "." + metric][0][wanted["base_rows"]]
+        found.setdefault(trace["run"] + "." + metric, []).append(base + total.cpu())
+
+
+def products(slope: torch.Tensor, term: dict[str, Any], values: dict[str, Any], steps: int) -> torch.Tensor:
+    """(source - base) · gradient, one number for each of a term's entries."""
+    slope = slope.unflatten(0, (-1, steps)).mean(1)
+    source, base = values[term["source"]], values[term["base"]]
+    here, there = term["at_positions"], term["source_positions"]
+    moved = (source[term["source_rows"], there] - base[term["base_rows"], here]).float()
+    slope = slope[term["at_rows"], here].float()
+    if term["at_heads"] is None:
+        return (moved * slope).sum(-1)
+    entries = torch.arange(len(here))
+    moved, slope = (part.unflatten(-1, (term["heads"], -1))[entries, term["at_heads"]] for part in (moved, slope))
+    return (moved * slope).sum(-1)
+
+
+def apply(model: Any, operation: dict[str, Any], values: dict[str, Any], found: dict[str, Any]) -> None:
+    """Keep, change or block the value at one place, or skip a module: it gives what it gave in an earlier run."""
+    module, do = resolve(model, operation["path"]), operation["do"]
+    if do == "skip":
         saved = values[operation["name"]]
         if operation["index"] is not None:
             saved = with_part(saved, operation["part"], part_of(saved, operation["part"])[operation["index"]])
         module.skip(saved)
         return
+    if do == "block":
+        arguments, named = module.inputs
+        hidden = arguments[0] if arguments else named["hidden_states"]
+        module.inputs = (
+            arguments,
+            {**named, operation["part"]: blocked(named.get(operation["part"]), hidden, operation)},
+        )
+        return
     whole = module.input if operation["end"] == "input" else module.output
-    if operation["do"] == "keep_whole":
+    if do == "keep_whole":
         values[operation["name"]] = whole
         return
     value = part_of(whole, operation["part"])
-    if operation["do"] == "read":
+    if do == "read":
         values[operation["name"]] = value.clone()  # some models go on to change it in place
         return
-    value = replaced(value, operation, values) if operation["do"] == "replace" else perturbed(value, operation)
-    whole = with_part(whole, operation["part"], value)
+    if do == "pattern":
+        found.setdefault("attention", []).append(attended(value, operation))
+        return
+    if do == "delta":
+        values[operation["name"]] = torch.zeros_like(value, requires_grad=True)
+    whole = with_part(whole, operation["part"], changed(value, operation, values))
     if operation["end"] == "input":
         module.input = whole
     else:
         module.output = whole
 
 
-def replaced(value: torch.Tensor, operation: dict[str, Any], values: dict[str, Any]) -> torch.Tensor:
-    """A copy with the listed (row, position[, head]) entries taken from what another run has read."""
-    value, source = value.clone(), values[operation["source"]]
-    rows, positions, source_rows = operation["at_rows"], operation["at_positions"], operation["source_rows"]
-    if operation["at_heads"] is None:
-        value[rows, positions] = source[source_rows, positions]
+def changed(value: torch.Tensor, operation: dict[str, Any], values: dict[str, Any]) -> torch.Tensor:
+    """What an operation makes of a value; the value itself is left as it was."""
+    do = operation["do"]
+    if do == "perturb":
+        return perturbed(value, operation)
+    if do == "hold":
+        return values[operation["source"]][operation["index"]]
+    if do == "delta":
+        return value + values[operation["name"]]
+    if do == "interpolate":
+        return interpolated(value, operation, values)
+    return edited(value, operation, values)
+
+
+def edited(value: torch.Tensor, operation: dict[str, Any], values: dict[str, Any]) -> torch.Tensor:
+    """A copy with the listed (row, position[, head]) entries replaced by, added to or multiplied."""
+    value, do = value.clone(), operation["do"]
+    split = (operation["heads"], -1)
+    at: Any = (operation["at_rows"], operation["at_positions"])
+    target = value
+    if operation["at_heads"] is not None:
+        at, target = (*at, operation["at_heads"]), value.unflatten(-1, split)
+    factors = operation["factors"].to(value.device, value.dtype)[:, None]
+    if do == "multiply":
+        target[at] = target[at] * factors
         return value
-    heads, split = operation["at_heads"], (operation["heads"], -1)
-    value.unflatten(-1, split)[rows, positions, heads] = source.unflatten(-1, split)[source_rows, positions, heads]
+    source = values[operation["source"]].to(value.device, value.dtype)
+    from_where: Any = (operation["source_rows"], operation["source_positions"])
+    if operation["at_heads"] is not None:
+        from_where, source = (*from_where, operation["at_heads"]), source.unflatten(-1, split)
+    target[at] = source[from_where] if do == "replace" else target[at] + factors * source[from_where]
     return value
+
+
+def interpolated(value: torch.Tensor, operation: dict[str, Any], values: dict[str, Any]) -> torch.Tensor:
+    """A copy whose listed rows are part of the way from the base run's value to the other run's."""
+    value = value.clone()
+    base, source = values[operation["base"]][operation["base_rows"]], values[operation["source"]]
+    here = operation["at_positions"]
+    parts = operation["parts"].to(value.device, value.dtype)[:, None, None]
+    there = source[operation["source_rows"]][:, operation["source_positions"]]
+    base[:, here] = base[:, here] + parts * (there - base[:, here])
+    value[operation["at_rows"]] = base
+    return value
+
+
+def blocked(mask: Any, hidden: torch.Tensor, operation: dict[str, Any]) -> torch.Tensor:
+    """An attention block's additive mask [row, head, query, key]: the listed edges are shut, and all that was before.
+
+    The least finite number stands for -inf: the softmax gives exactly 0 for it as long as any key is left.
+    """
+    rows, length, least = hidden.shape[0], hidden.shape[1], torch.finfo(hidden.dtype).min
+    keys = operation["length"] or length
+    if mask is None:
+        mask = torch.zeros(1, 1, length, keys, dtype=hidden.dtype, device=hidden.device)
+        if operation["causal"]:
+            mask = mask.masked_fill(torch.ones_like(mask, dtype=torch.bool).triu(1), least)
+    elif mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~mask, least)
+    heads = operation["heads"] if any(cell["heads"] is not None for cell in operation["cells"]) else 1
+    mask = mask.expand(rows, heads, length, keys).clone()
+    for cell in operation["cells"]:
+        chosen = slice(None) if cell["heads"] is None else torch.tensor(cell["heads"])[:, None, None]
+        mask[cell["row"]][chosen, cell["queries"][:, None], cell["keys"]] = least
+    return mask
+
+
+def attended(pattern: torch.Tensor, operation: dict[str, Any]) -> torch.Tensor:
+    """Attention of each cell's head from its queries (their mean) to its keys, in float32; NaN behind the last key."""
+    cells = operation["cells"]
+    rows = torch.full((len(cells), operation["width"]), float("nan"))
+    for row, cell in zip(rows, cells, strict=True):
+        mean = pattern[0, cell["head"]].float()[cell["queries"]].mean(0)
+        row[: len(cell["keys"])] = mean[cell["keys"]].cpu()
+    return rows
 
 
 def perturbed(value: torch.Tensor, operation: dict[str, Any]) -> torch.Tensor:
@@ -130,16 +308,23 @@ def gaussian(seeds: list[int], shape: Any) -> torch.Tensor:
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def moments(model: Any, programs: Any) -> torch.Tensor:
-    """Sum, sum of squares and count of the clean values that noise is relative to, over all programs, in float64."""
-    total = torch.zeros(3, dtype=torch.float64)
+def summarize(model: Any, programs: Any) -> dict[str, torch.Tensor]:
+    """Over all programs, in float64: name → sum, sum of squares and count of what was read, [3, width]."""
+    totals: dict[str, torch.Tensor] = {}
     for program in programs:
         values: dict[str, Any] = {}
-        run_trace(model, program, program["bases"][0], values, {})
-        value, positions = values["reference"].double().cpu(), program["positions"]
-        value = value if positions is None else value[:, positions]
-        total += torch.tensor([value.sum(), value.square().sum(), value.numel()], dtype=torch.float64)
-    return total
+        for trace in program["bases"]:
+            run_trace(model, program, trace, None, values, {})
+        for wanted in program["summaries"]:
+            value = values[wanted["value"]].double().cpu()
+            value = value if wanted["positions"] is None else value[:, wanted["positions"]]
+            if "center" in wanted:
+                value = (value - wanted["center"]) / wanted["scale"]
+            value = value.flatten(0, -2)
+            count = torch.full_like(value[0], len(value))
+            found = torch.stack([value.sum(0), value.square().sum(0), count])
+            totals[wanted["name"]] = totals.get(wanted["name"], 0) + found
+    return totals
 
 
 def resolve(model: Any, path: str) -> Any:
@@ -150,14 +335,16 @@ def resolve(model: Any, path: str) -> Any:
     return module
 
 
-def part_of(whole: Any, part: str | None) -> Any:
-    """A field of a record, the first of a tuple, or the tensor itself."""
+def part_of(whole: Any, part: Any) -> Any:
+    """A field of a record, a numbered part of a tuple (the first where none is named), or the tensor itself."""
+    if isinstance(part, int):
+        return whole[part]
     if part is not None:
         return getattr(whole, part)
     return whole[0] if isinstance(whole, tuple) else whole
 
 
-def with_part(whole: Any, part: str | None, value: torch.Tensor) -> Any:
+def with_part(whole: Any, part: Any, value: torch.Tensor) -> Any:
     """What `part_of` reads, exchanged; the original is left as it was."""
     if part is not None:
         whole = copy.copy(whole)

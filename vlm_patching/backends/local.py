@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import nnsight
+import torch
 
-from vlm_patching.backends.kernels import moments, run_programs
+from vlm_patching.backends.kernels import run_programs, summarize
 from vlm_patching.models import Model
 
 
@@ -19,10 +20,9 @@ def execute(model: Model, programs: Sequence[dict[str, Any]]) -> list[dict[str, 
     return results
 
 
-def reference_std(model: Model, programs: Sequence[dict[str, Any]]) -> float:
-    """Standard deviation of the values that `plan.reference` programs read, over all of them."""
+def summaries(model: Model, programs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """What `kernels.summarize` gives: name → sum, sum of squares and count over all programs, [3, width] in float64."""
     envoy, programs = model.envoy, list(programs)
     with envoy.session():
-        found = nnsight.save(moments(envoy, programs))
-    total, squares, count = found.tolist()
-    return float((squares / count - (total / count) ** 2) ** 0.5)
+        found = nnsight.save(summarize(envoy, programs))
+    return found

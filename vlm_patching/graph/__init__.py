@@ -8,13 +8,19 @@ from vlm_patching.graph.ir import (
     Read,
     Run,
     draws_of,
+    edges_of,
     noise_of,
-    patch_place,
+    parts,
     sites_of,
+    swept_place,
     values_of,
 )
+from vlm_patching.graph.structure import FILE, NOISE_KINDS, SWEPT, main_edits
 
 __all__ = [
+    "FILE",
+    "NOISE_KINDS",
+    "SWEPT",
     "Dimension",
     "Edit",
     "InterventionGraph",
@@ -22,8 +28,11 @@ __all__ = [
     "Read",
     "Run",
     "draws_of",
+    "edges_of",
+    "main_edits",
     "noise_of",
-    "patch_place",
+    "parts",
     "sites_of",
+    "swept_place",
     "values_of",
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 
 from vlm_patching.graph.ir import Dimension, Edit, InterventionGraph, Place
+from vlm_patching.graph.structure import FILE
 
 WIDTH = 118
 _HARD_SPACE = "\u00a0"
@@ -19,7 +21,11 @@ def text(graph: InterventionGraph) -> str:
         lines += _wrapped(f"  run {run.name:<10} on {run.on}{swept}")
         lines += [f"    {_edit(edit)}" for edit in run.edits]
         lines += [f"    read    {read.name} = {_place(read.at)}" for read in run.reads]
-    lines.append(f"  measure {', '.join(graph.metrics)}  of clean, corrupted, patched")
+    lines.append(f"  measure {_measured(graph)}")
+    if graph.estimate != "exact":
+        steps = f", {graph.steps} steps" if graph.steps else ""
+        verified = f", the {graph.verify} strongest cells of each pair verified" if graph.verify else ""
+        lines.append(f"  estimate {graph.estimate}{steps}{verified}")
     lines.append(f"  keep    {graph.keep}   seed {graph.seed}")
     return "\n".join(lines)
 
@@ -41,16 +47,29 @@ def mermaid(graph: InterventionGraph) -> str:
     for run in graph.runs:
         dimensions = [d for d in graph.dimensions if d.name in run.over and not _is_written_out(d)]
         parts = [f"<b>{run.name}</b> on {run.on}", *(f"{d.name} in {_values(d)}" for d in dimensions)]
-        parts += [_edit(edit) for edit in run.edits if edit.kind != "replace"]
+        parts += [_edit(edit) for edit in run.edits if not _taken_from(edit)]
+        parts += [f"read {_place(read.at)}" for read in run.reads] if run is graph.swept else []
         lines.append(f'  {run.name}["{"<br/>".join(parts)}"]')
     for run in graph.runs:
         for edit in run.edits:
-            if edit.kind == "replace" and edit.source:
-                lines.append(f'  {edit.source.split(".")[0]} -- "{_place(edit.at)}" --> {run.name}')
-    metrics = ", ".join(graph.metrics)
-    lines.append(f'  measure(["{metrics}"])')
-    lines += [f"  {run.name} --> measure" for run in graph.runs]
+            for source in _taken_from(edit):
+                what = _place(edit.at) if edit.kind == "replace" else f"{edit.kind} {_place(edit.at)}"
+                lines.append(f'  {source} -- "{what}" --> {run.name}')
+    lines.append(f'  measure(["{_measured(graph)}"])')
+    lines += [f"  {run.name} --> measure" for run in graph.runs if run.name not in ("other", "sender")]
     return "\n".join(lines)
+
+
+def _measured(graph: InterventionGraph) -> str:
+    runs = [run.name for run in graph.runs if run.name not in ("other", "sender")]
+    return f"{', '.join(graph.metrics)}  of {', '.join(runs)}" if graph.method != "attention" else "attention"
+
+
+def _taken_from(edit: Edit) -> list[str]:
+    """The runs that an edit takes values from."""
+    if edit.source is None or edit.source.startswith(FILE):
+        return []
+    return [source.split(".")[0] for source in edit.source.split(" - ")]
 
 
 def _is_written_out(dimension: Dimension) -> bool:
@@ -70,16 +89,28 @@ def _values(dimension: Dimension) -> str:
 
 def _place(place: Place) -> str:
     inside = "" if place.layer is None else str(place.layer)
-    if place.window > 1:
+    if place.window != 1:
         inside = f"window({inside}, {place.window})"
     if place.head is not None:
-        inside += f", {place.head}"
+        heads = place.head
+        inside += f", {{{', '.join(map(str, heads))}}}" if isinstance(heads, tuple) else f", {heads}"
     where = f"[{inside}]" if inside else ""
     return f"{place.site}{where}" + (f" @ {place.position}" if place.position is not None else "")
 
 
 def _edit(edit: Edit) -> str:
-    if edit.kind == "replace":
-        return f"replace {_place(edit.at)}  with {edit.source}"
+    if edit.kind in ("replace", "hold", "mean"):
+        source = f"mean({edit.source})" if edit.kind == "mean" else edit.source
+        return f"{edit.kind:<7} {_place(edit.at)}  {'at' if edit.kind == 'hold' else 'with'} {source}"
+    if edit.kind == "block":
+        across = edit.at.keys == "edges"
+        edges = "edges" if across else f"{edit.at.keys} -> {edit.at.position}"
+        return f"block   {_place(replace(edit.at, position=None))}  along {edges}"
+    if edit.kind in ("zero", "multiply"):
+        return f"{edit.kind:<7} {_place(edit.at)}" + ("" if edit.factor is None else f"  by {edit.factor}")
+    if edit.kind == "add":
+        source = " - ".join(f"mean({part})" for part in str(edit.source).split(" - "))
+        shown = edit.source if str(edit.source).startswith(FILE) else source
+        return f"add     {_place(edit.at)}  {edit.factor} times {shown}"
     spread = "" if edit.std is None else f", std {edit.std:g}{'σ' if edit.relative else ''}"
     return f"{edit.kind} {_place(edit.at)}" + ("" if edit.mean is None else f", mean {edit.mean:g}") + spread

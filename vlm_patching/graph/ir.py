@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vlm_patching.errors import SpecError
-from vlm_patching.graph.structure import NOISE_KINDS, check_structure
+from vlm_patching.graph.structure import NOISE_KINDS, SWEPT, check_structure, main_edits
 from vlm_patching.validation import explain, parse_json
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -29,22 +29,28 @@ class Place:
     Attributes
     ----------
     site
-        ``stack.component``, `image_embeds`, or "site".
-    layer, head
-        A number or "layer" / "head"; None where the site has none.
+        ``stack.component``, several of one stack joined by "+" (edited together), `image_embeds`, `token_embeds`,
+        `pixels`, or "site".
+    layer
+        A number, "layer", "above" (every layer above those of the swept place), "all", or None where the site has none.
+    head
+        A number, "head", several numbers (together), or None for all, or where the site has none.
     position
-        A selector, "position", or None where it is the whole of the value (`image_embeds`).
+        A selector, "position", "edges" (the targets of edges), or None where it is the whole of the value.
     window
-        How many layers around `layer` are meant together.
+        How many layers around `layer` are meant together: a number, or "window".
+    keys
+        Attention patterns: the selector of the keys, or "edges" (the sources of edges).
     """
 
     __pydantic_config__ = _STRICT
 
     site: str
     layer: int | str | None = None
-    head: int | str | None = None
+    head: int | str | tuple[int, ...] | None = None
     position: Selector | None = None
-    window: int = 1
+    window: int | str = 1
+    keys: Selector | None = None
 
 
 @dataclass(frozen=True)
@@ -64,22 +70,29 @@ class Edit:
     Attributes
     ----------
     kind
-        `replace` by what a run has read (`source`, as "run.read"); `add_noise`, `multiply_noise` (by N(mean, std²)) or
-        `scale` (by mean) at `pixels`, `image_embeds` or the `token_embeds` of a span.
+        `replace` by what a run has read (`source`, as "run.read"); `hold`: the same, to keep a place from answering to
+        another edit; `zero`; `mean` (`source` read in that run, mean over the positions of the selector in all pairs);
+        `multiply` by `factor`; `add` `factor` times a vector (`source`: "a.z - b.z" for a difference of means over all
+        pairs, or "file:" and a path); `block` the attention from queries at `position` to `keys`.
+        `add_noise`, `multiply_noise` (by N(mean, std²)) or `scale` (by mean) at `pixels`, `image_embeds` or the
+        `token_embeds` of a span corrupt a run.
     std, relative
         Noise: standard deviation; relative to that of the clean values over all pairs, or absolute.
     mean
         What the factor is on average.
+    factor
+        A number, or "strength".
     """
 
     __pydantic_config__ = _STRICT
 
-    kind: Literal["replace", "add_noise", "multiply_noise", "scale"]
+    kind: Literal["replace", "hold", "zero", "mean", "multiply", "add", "block", "add_noise", "multiply_noise", "scale"]
     at: Place
     source: str | None = None
     std: float | None = None
     relative: bool = False
     mean: float | None = None
+    factor: float | str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ class Run:
     Attributes
     ----------
     on
-        `clean`, `corrupted`, `corrupted_image` or `corrupted_text`.
+        `clean`, `corrupted`, `corrupted_image`, `corrupted_text`, or `other` (the clean prompt of another pair).
     over
         Names of the dimensions it is swept over.
     """
@@ -110,7 +123,7 @@ class Dimension:
     __pydantic_config__ = _STRICT
 
     name: str
-    values: tuple[Selector, ...]
+    values: tuple[str | int | float, ...]
 
 
 @dataclass(frozen=True)
@@ -120,13 +133,21 @@ class InterventionGraph:
     Attributes
     ----------
     runs
-        `clean` and `corrupted`, then the swept run `patched`.
+        `clean` first, the swept run last; which others there are is the method's (`structure.METHODS`).
     direction
         `denoise` where the swept run starts from the corrupted run, `noise` where from the clean one.
     keep
         Which examples the swept run is made for.
     seed
-        Noise draws are derived from it.
+        Noise draws, and which other pair is taken, are derived from it.
+    method
+        A name out of `structure.METHODS`.
+    estimate
+        `exact`: every cell is run. `attribution`, `integrated_gradients`: cells are estimated from gradients.
+    steps
+        Of integrated gradients.
+    verify
+        How many of each example's estimated cells, the strongest, are run exactly as well.
     """
 
     __pydantic_config__ = _STRICT
@@ -138,6 +159,10 @@ class InterventionGraph:
     direction: Literal["denoise", "noise"] = "denoise"
     keep: str = "clean_correct"
     seed: int = 0
+    method: str = "patch"
+    estimate: Literal["exact", "attribution", "integrated_gradients"] = "exact"
+    steps: int | None = None
+    verify: int = 0
 
     def __post_init__(self) -> None:
         check_structure(self)
@@ -149,6 +174,11 @@ class InterventionGraph:
     def dimension(self, name: str) -> Dimension | None:
         """A dimension by name, None where the graph has no such one."""
         return next((d for d in self.dimensions if d.name == name), None)
+
+    @property
+    def swept(self) -> Run:
+        """The run that is made for every cell."""
+        return self.runs[-1]
 
     @property
     def base(self) -> str:
@@ -193,25 +223,38 @@ class InterventionGraph:
         return text(self)
 
 
-def patch_place(graph: InterventionGraph) -> Place:
-    """The place that the swept run replaces."""
-    return next(edit.at for edit in graph.run("patched").edits if edit.kind == "replace")
+def swept_place(graph: InterventionGraph) -> Place:
+    """The place that the sweep goes over: where the first swept run is edited, or what is read where none is."""
+    first = next(run for run in graph.runs if run.name in SWEPT)
+    edits = main_edits(first)
+    return edits[0].at if edits else first.reads[0].at
 
 
-def values_of(graph: InterventionGraph, name: str, literal: Selector | None) -> tuple[Selector | None, ...]:
+def values_of(graph: InterventionGraph, name: str, literal: Any) -> tuple[Any, ...]:
     """A dimension's values, or the one that is written into the place where the graph has no such dimension."""
     dimension = graph.dimension(name)
     return dimension.values if dimension else (literal,)
 
 
+def parts(site: str) -> tuple[str, ...]:
+    """The sites that are edited together under one name."""
+    return tuple(site.split("+"))
+
+
 def sites_of(graph: InterventionGraph) -> tuple[str, ...]:
     """The sites a graph sweeps."""
-    return tuple(map(str, values_of(graph, "site", patch_place(graph).site)))
+    return tuple(map(str, values_of(graph, "site", swept_place(graph).site)))
+
+
+def edges_of(label: str) -> tuple[str, str]:
+    """The selectors of the keys and of the queries of an edge set, "source -> target"."""
+    source, target = label.split("->")
+    return source.strip(), target.strip()
 
 
 def noise_of(graph: InterventionGraph) -> Edit | None:
-    """The edit that corrupts the corrupted run, None where its input does."""
-    return next((edit for edit in graph.run("corrupted").edits if edit.kind in NOISE_KINDS), None)
+    """The edit that corrupts the corrupted run, None where its input does or there is no such run."""
+    return next((edit for run in graph.runs[1:] for edit in run.edits if edit.kind in NOISE_KINDS), None)
 
 
 def draws_of(graph: InterventionGraph) -> int:

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from vlm_patching.errors import SpecError
-from vlm_patching.experiment import CorruptionSpec, Experiment
-from vlm_patching.graph.ir import (
-    Dimension,
-    Edit,
-    InterventionGraph,
-    Place,
-    Read,
-    Run,
-    Selector,
-    noise_of,
-    patch_place,
-    sites_of,
-    values_of,
-)
-from vlm_patching.models.architecture import HEAD_COMPONENTS, Architecture
+from vlm_patching.experiment import Experiment
+from vlm_patching.graph.check import check_graph
+from vlm_patching.graph.ir import Dimension, Edit, InterventionGraph, Place, Read, Run, parts
+from vlm_patching.graph.structure import FILE
+from vlm_patching.models.architecture import HEAD_COMPONENTS, Architecture, Stack
 from vlm_patching.pairs import CORRUPTED_INPUT
+from vlm_patching.sections import CorruptionSpec
+from vlm_patching.sweeps import (
+    AblateSpec,
+    AttentionSpec,
+    KnockoutSpec,
+    LensSpec,
+    PatchSpec,
+    PathSpec,
+    ReceiverSpec,
+    SteerSpec,
+)
 
-DEFAULT_NOISE_K, DEFAULT_NOISE_DRAWS = 3.0, 10
+DEFAULT_NOISE_K, DEFAULT_NOISE_DRAWS, DEFAULT_STEPS = 3.0, 10, 16
 
 
 def lower(experiment: Experiment, architecture: Architecture) -> InterventionGraph:
@@ -31,61 +33,77 @@ def lower(experiment: Experiment, architecture: Architecture) -> InterventionGra
     Raises
     ------
     SpecError
-        A site that the model lacks, layers, heads or a window out of range, or sites with and without heads in one
-        sweep.
+        A site that the model lacks, layers, heads or a window out of range, sites with and without heads in one sweep,
+        and whatever else `check_graph` and `check_structure` refuse.
     """
-    patch, corruption = experiment.patch, experiment.corruption
+    section = getattr(experiment, experiment.method)
     try:
-        located = [architecture.locate(site) for site in patch.sites]
+        graph = _LOWER[experiment.method](experiment, section, architecture)
+    except _SectionError as error:
+        raise SpecError(f"{experiment.method}.{error}") from error
+    check_graph(graph, architecture, section=experiment.method)
+    return graph
+
+
+class _SectionError(Exception):
+    """Something in the section that says what is done: the field's name, a colon, and what is wrong."""
+
+
+def _graph(
+    experiment: Experiment, runs: Sequence[Run], dimensions: Sequence[Dimension], denoise: bool, **more: Any
+) -> InterventionGraph:
+    return InterventionGraph(
+        name=experiment.name,
+        runs=tuple(runs),
+        dimensions=tuple(dimensions),
+        metrics=experiment.metrics,
+        direction="denoise" if denoise else "noise",
+        keep=experiment.pairs.keep,
+        seed=experiment.seed,
+        method=experiment.method,
+        **more,
+    )
+
+
+def _sweep(section: Any, architecture: Architecture) -> tuple[list[Dimension], Place]:
+    """The dimensions of a section with sites, layers, heads, positions and windows, and the place they go over."""
+    try:
+        located = [architecture.locate(part) for site in section.sites for part in parts(site)]
     except SpecError as error:
-        raise SpecError(f"patch.sites: {error}") from error
+        raise _SectionError(f"sites: {error}") from error
     stacks = [stack for stack, _ in located]
     by_head = any(component in HEAD_COMPONENTS for _, component in located)
-    if patch.heads != "all" and not by_head:
-        shown = patch.heads if isinstance(patch.heads, str) else list(patch.heads)
-        raise SpecError(f"patch.heads is {shown!r}, but {', '.join(patch.sites)} has no heads.")
-    layers = _numbers("layers", patch.layers, {stack.name: stack.layers for stack in stacks})
-    dimensions = [Dimension("site", tuple(patch.sites)), Dimension("layer", layers)]
+    if section.heads != "all" and not by_head:
+        shown = section.heads if isinstance(section.heads, str) else list(section.heads)
+        raise _SectionError(f"heads is {shown!r}, but {', '.join(section.sites)} has no heads.")
+    dimensions = [Dimension("site", section.sites), Dimension("layer", _numbers("layers", section.layers, stacks))]
+    if len(section.window) > 1:
+        dimensions.append(Dimension("window", section.window))
     if by_head:
-        heads = _numbers("heads", patch.heads, {stack.name: stack.heads for stack in stacks})
-        dimensions.append(Dimension("head", heads))
-    dimensions.append(Dimension("position", patch.positions))
+        dimensions.append(Dimension("head", _numbers("heads", section.heads, stacks)))
+    dimensions.append(Dimension("position", section.positions))
+    place = Place(
+        site=_symbol("site", section.sites),
+        layer="layer",
+        head="head" if by_head else None,
+        position=_symbol("position", section.positions),
+        window="window" if len(section.window) > 1 else section.window[0],
+    )
+    return dimensions, place
+
+
+def _corrupted(experiment: Experiment, dimensions: list[Dimension]) -> Run:
+    """The corrupted run, without reads; its draws become a dimension."""
+    corruption = experiment.corruption
+    assert corruption is not None
     noise: tuple[Edit, ...] = ()
+    draw: tuple[str, ...] = ()
     if corruption.kind == "gaussian_noise":
         noise = (_noise(corruption),)
         if corruption.scale is None:
+            draw = ("draw",)
             dimensions.append(Dimension("draw", tuple(range(corruption.draws or DEFAULT_NOISE_DRAWS))))
-    place = Place(
-        site=_symbol("site", patch.sites),
-        layer="layer",
-        head="head" if by_head else None,
-        position=_symbol("position", patch.positions),
-        window=patch.window,
-    )
-    draw = ("draw",) if noise and corruption.scale is None else ()
-    denoise = patch.direction == "denoise"
-    read = (Read("z", place),)
-    clean = Run("clean", "clean", reads=read if denoise else ())
-    corrupted = Run("corrupted", CORRUPTED_INPUT[corruption.kind], draw, noise, () if denoise else read)
-    replace = Edit("replace", place, source="clean.z" if denoise else "corrupted.z")
-    swept = tuple(d.name for d in dimensions)
-    patched = Run(
-        "patched",
-        corrupted.on if denoise else "clean",
-        swept,
-        (*noise, replace) if denoise else (replace,),
-    )
-    graph = InterventionGraph(
-        name=experiment.name,
-        runs=(clean, corrupted, patched),
-        dimensions=tuple(dimensions),
-        metrics=experiment.metrics,
-        direction=patch.direction,
-        keep=experiment.pairs.keep,
-        seed=experiment.seed,
-    )
-    check_graph(graph, architecture, sites_called="patch.sites", window_called="patch.window")
-    return graph
+    return Run("corrupted", CORRUPTED_INPUT[corruption.kind], draw, noise)
 
 
 def _noise(corruption: CorruptionSpec) -> Edit:
@@ -101,62 +119,190 @@ def _noise(corruption: CorruptionSpec) -> Edit:
     return Edit("add_noise", place, std=corruption.k or DEFAULT_NOISE_K, relative=True)
 
 
-def check_graph(
-    graph: InterventionGraph,
-    architecture: Architecture,
-    sites_called: str = "sites",
-    window_called: str = "window",
-) -> None:
-    """Refuse a graph that asks for something the model does not have.
-
-    Parameters
-    ----------
-    sites_called, window_called
-        What they are called where the user wrote them.
-
-    Raises
-    ------
-    SpecError
-        Naming the site, layer, head or window, and what there is.
-    """
-    place, sites = patch_place(graph), sites_of(graph)
-    located = [architecture.locate(site) for site in sites]
-    with_heads = [component in HEAD_COMPONENTS for _, component in located]
-    if any(with_heads) and not all(with_heads):
-        raise SpecError(f"{sites_called} {', '.join(sites)} mix heads with whole modules; a sweep is over one kind.")
-    if any(with_heads) != (place.head is not None):
-        which = "name no head" if any(with_heads) else "have no heads"
-        raise SpecError(f"{sites_called} {', '.join(sites)} {which}, but the place replaced has head {place.head!r}.")
-    for what, literal, attribute in (("layer", place.layer, "layers"), ("head", place.head, "heads")):
-        most = max(getattr(stack, attribute) for stack, _ in located)
-        for value in values_of(graph, what, literal):
-            if value is not None and not 0 <= int(value) < most:
-                raise SpecError(f"{what} {value} does not exist: {', '.join(sites)} have {attribute} 0 to {most - 1}.")
-    stacks = list(dict.fromkeys(stack.name for stack, _ in located))
-    indices = [value for value in values_of(graph, "position", place.position) if isinstance(value, int)]
-    if indices and len(stacks) > 1:
-        raise SpecError(
-            f"Position {indices[0]} is another token in each of {', '.join(stacks)}; name groups, or sweep one stack."
-        )
-    noise = noise_of(graph)
-    if "vision" in stacks and (graph.run("corrupted").on == "corrupted_text" or (noise and noise.at.site != "pixels")):
-        warnings.warn(
-            "What corrupts does not pass through the vision stack: every effect at its sites is 0.", stacklevel=2
-        )
-    for stack, _ in located:
-        if place.window > stack.layers:
-            raise SpecError(
-                f"{window_called} is {place.window}, longer than the {stack.layers} layers of {stack.name}."
-            )
+def _two_runs(corrupted: Run, denoise: bool, origin: Sequence[Read], base: Sequence[Read]) -> tuple[Run, Run]:
+    """The clean and the corrupted run, with what is read in the run values come from, and in the one they go into."""
+    clean_reads, corrupted_reads = (origin, base) if denoise else (base, origin)
+    clean = Run("clean", "clean", reads=tuple(clean_reads))
+    return clean, Run("corrupted", corrupted.on, corrupted.over, corrupted.edits, tuple(corrupted_reads))
 
 
-def _symbol(name: str, values: tuple[Selector, ...]) -> str:
+def _patch(experiment: Experiment, section: PatchSpec, architecture: Architecture) -> InterventionGraph:
+    dimensions, place = _sweep(section, architecture)
+    corrupted, denoise = _corrupted(experiment, dimensions), section.direction == "denoise"
+    base, origin = ("corrupted", "clean") if denoise else ("clean", "corrupted")
+    z, held, kept = Read("z", place), [], []
+    if section.sever is not None:
+        stacks = list(dict.fromkeys(architecture.locate(part)[0].name for s in section.sites for part in parts(s)))
+        if len(stacks) > 1:
+            raise _SectionError(f"sever: it cuts {section.sever} of one stack; the sites are of {', '.join(stacks)}.")
+        try:
+            architecture.locate(f"{stacks[0]}.{section.sever}")
+        except SpecError as error:
+            raise _SectionError(f"sever: {error}") from error
+        cut = Place(f"{stacks[0]}.{section.sever}", "above", None, place.position)
+        held, kept = [Read("cut", cut)], [Edit("hold", cut, source=f"{base}.cut")]
+    estimated = section.method != "exact"
+    clean, corrupted = _two_runs(corrupted, denoise, [z], [*held, *([z] if estimated else [])])
+    over = tuple(dimension.name for dimension in dimensions)
+    start = corrupted.edits if denoise else ()
+    on = corrupted.on if denoise else "clean"
+
+    def swept(name: str, source: str) -> Run:
+        return Run(name, on, over, (*start, *kept, Edit("replace", place, source=f"{source}.z")))
+
+    runs = [clean, corrupted]
+    if section.placebo:
+        runs += [Run("other", "other", reads=(z,)), swept("placebo", "other")]
+    runs.append(swept("patched", origin))
+    steps = section.steps or (DEFAULT_STEPS if section.method == "integrated_gradients" else None)
+    return _graph(experiment, runs, dimensions, denoise, estimate=section.method, steps=steps, verify=section.verify)
+
+
+def _path(experiment: Experiment, section: PathSpec, architecture: Architecture) -> InterventionGraph:
+    dimensions, place = _sweep(section, architecture)
+    corrupted, denoise = _corrupted(experiment, dimensions), section.direction == "denoise"
+    base, origin = ("corrupted", "clean") if denoise else ("clean", "corrupted")
+    frozen = section.freeze if section.freeze is not None else _heads_of_senders(section, architecture)
+    held = [Read(site, Place(site, "all", None, "all")) for site in frozen]
+    clean, corrupted = _two_runs(corrupted, denoise, [Read("z", place)], held)
+    over = tuple(dimension.name for dimension in dimensions)
+    start = corrupted.edits if denoise else ()
+    on = corrupted.on if denoise else "clean"
+    edits = (
+        *start,
+        *(Edit("hold", read.at, source=f"{base}.{read.name}") for read in held),
+        Edit("replace", place, source=f"{origin}.z"),
+    )
+    if section.receiver == "logits":
+        return _graph(experiment, [clean, corrupted, Run("patched", on, over, edits)], dimensions, denoise)
+    receiver = _receiver(section.receiver)
+    sender = Run("sender", on, over, edits, (Read("r", receiver),))
+    patched = Run("patched", on, over, (*start, Edit("replace", receiver, source="sender.r")))
+    return _graph(experiment, [clean, corrupted, sender, patched], dimensions, denoise)
+
+
+def _receiver(receiver: Any) -> Place:
+    assert isinstance(receiver, ReceiverSpec)
+    return Place(receiver.site, receiver.layer, receiver.head, receiver.position)
+
+
+def _heads_of_senders(section: PathSpec, architecture: Architecture) -> list[str]:
+    located = [architecture.locate(part)[0] for site in section.sites for part in parts(site)]
+    stacks = {stack.name: stack for stack in located}
+    contexts = HEAD_COMPONENTS.values()
+    return [f"{name}.{context}" for name, stack in stacks.items() for context in contexts if context in stack.taps]
+
+
+def _knockout(experiment: Experiment, section: KnockoutSpec, architecture: Architecture) -> InterventionGraph:
+    sites = section.sites or tuple(
+        site for site in architecture.pattern_sites() if architecture.attention(site)[1].mask and "vision" not in site
+    )
+    stacks = _pattern_stacks("sites", sites, architecture)
+    dimensions = [
+        Dimension("site", sites),
+        Dimension("edges", tuple(" -> ".join(part.strip() for part in edge.split("->")) for edge in section.edges)),
+        Dimension("layer", _numbers("layers", section.layers, stacks)),
+    ]
+    if len(section.window) > 1:
+        dimensions.append(Dimension("window", section.window))
+    place = Place(
+        site=_symbol("site", sites),
+        layer="layer",
+        head=None if section.heads == "all" else _numbers("heads", section.heads, stacks),
+        position="edges",
+        window="window" if len(section.window) > 1 else section.window[0],
+        keys="edges",
+    )
+    over = tuple(dimension.name for dimension in dimensions)
+    runs = [Run("clean", "clean"), Run("blocked", "clean", over, (Edit("block", place),))]
+    return _graph(experiment, runs, dimensions, denoise=False)
+
+
+def _ablate(experiment: Experiment, section: AblateSpec, architecture: Architecture) -> InterventionGraph:
+    dimensions, place = _sweep(section, architecture)
+    over, z = tuple(dimension.name for dimension in dimensions), (Read("z", place),)
+    edit = {
+        "zero": Edit("zero", place),
+        "mean": Edit("mean", place, source="clean.z"),
+        "resample": Edit("replace", place, source="other.z"),
+        "scale": Edit("multiply", place, factor=section.factor),
+    }[section.kind]
+    clean = Run("clean", "clean", reads=z if section.kind == "mean" else ())
+    other = [Run("other", "other", reads=z)] if section.kind == "resample" else []
+    return _graph(experiment, [clean, *other, Run("ablated", "clean", over, (edit,))], dimensions, denoise=False)
+
+
+def _steer(experiment: Experiment, section: SteerSpec, architecture: Architecture) -> InterventionGraph:
+    dimensions, place = _sweep(section, architecture)
+    dimensions.append(Dimension("strength", section.strengths))
+    runs: list[Run] = []
+    reads: tuple[Read, ...] = ()
+    on_corrupted = section.on == "corrupted"
+    if section.vector == "difference":
+        source, reads = "clean.z - corrupted.z", (Read("z", place),)
+    else:
+        source = f"{FILE}{section.vector}"
+    runs.append(Run("clean", "clean", reads=reads))
+    if experiment.corruption is not None:
+        made = _corrupted(experiment, dimensions)
+        runs.append(Run("corrupted", made.on, made.over, made.edits, reads))
+    over = tuple(dimension.name for dimension in dimensions)
+    base = runs[-1] if on_corrupted else runs[0]
+    edit = Edit("add", place, source=source, factor="strength")
+    runs.append(Run("steered", base.on, over, (*base.edits, edit)))
+    return _graph(experiment, runs, dimensions, denoise=on_corrupted)
+
+
+def _lens(experiment: Experiment, section: LensSpec, architecture: Architecture) -> InterventionGraph:
+    sites = section.sites or tuple(f"{stack.name}.resid_post" for stack in architecture.stacks if stack.unembed)
+    try:
+        stacks = [architecture.locate(site)[0] for site in sites]
+    except SpecError as error:
+        raise _SectionError(f"sites: {error}") from error
+    return _reading(experiment, section, sites, stacks, None)
+
+
+def _attention(experiment: Experiment, section: AttentionSpec, architecture: Architecture) -> InterventionGraph:
+    stacks = _pattern_stacks("sites", section.sites, architecture)
+    heads = Dimension("head", _numbers("heads", section.heads, stacks))
+    return _reading(experiment, section, section.sites, stacks, heads)
+
+
+def _reading(
+    experiment: Experiment, section: Any, sites: tuple[str, ...], stacks: Sequence[Stack], heads: Dimension | None
+) -> InterventionGraph:
+    """A sweep that only reads the clean run."""
+    layers = Dimension("layer", _numbers("layers", section.layers, stacks))
+    positions = Dimension("position", section.positions)
+    dimensions = [Dimension("site", sites), layers, *([heads] if heads else []), positions]
+    place = Place(
+        site=_symbol("site", sites),
+        layer="layer",
+        head="head" if heads else None,
+        position=_symbol("position", section.positions),
+        keys=section.keys if heads else None,
+    )
+    over = tuple(dimension.name for dimension in dimensions)
+    name = experiment.method
+    read = Read("pattern" if heads else "z", place)
+    return _graph(experiment, [Run("clean", "clean"), Run(name, "clean", over, (), (read,))], dimensions, denoise=False)
+
+
+def _pattern_stacks(what: str, sites: Sequence[str], architecture: Architecture) -> list[Stack]:
+    try:
+        return [architecture.attention(site)[0] for site in sites]
+    except SpecError as error:
+        raise _SectionError(f"{what}: {error}") from error
+
+
+def _symbol(name: str, values: tuple[Any, ...]) -> str:
     """A dimension's name, or its value where it has only one that is text."""
     return values[0] if len(values) == 1 and isinstance(values[0], str) else name
 
 
-def _numbers(what: str, wanted: str | tuple[int, ...], available: dict[str, int]) -> tuple[int, ...]:
-    """Layers or heads out of `all`, a list or "start:stop"; `SpecError` where the model does not have them."""
+def _numbers(what: str, wanted: str | tuple[int, ...], stacks: Sequence[Stack]) -> tuple[int, ...]:
+    """Layers or heads out of `all`, a list or "start:stop"; an error where the model does not have them."""
+    available = {stack.name: getattr(stack, what) for stack in stacks}
     most, least = max(available.values()), min(available.values())
     if wanted == "all":
         return tuple(range(most))
@@ -166,7 +312,18 @@ def _numbers(what: str, wanted: str | tuple[int, ...], available: dict[str, int]
     for number in wanted:
         if not 0 <= number < least:
             name = min(available, key=lambda stack: available[stack])
-            raise SpecError(f"patch.{what} has {number}, but {name} has {what} 0 to {available[name] - 1}.")
+            raise _SectionError(f"{what} has {number}, but {name} has {what} 0 to {available[name] - 1}.")
     if len(set(wanted)) != len(wanted):
-        raise SpecError(f"patch.{what} names a number twice: {list(wanted)}.")
+        raise _SectionError(f"{what} names a number twice: {list(wanted)}.")
     return tuple(wanted)
+
+
+_LOWER: dict[str, Callable[[Experiment, Any, Architecture], InterventionGraph]] = {
+    "patch": _patch,
+    "path": _path,
+    "knockout": _knockout,
+    "ablate": _ablate,
+    "steer": _steer,
+    "lens": _lens,
+    "attention": _attention,
+}

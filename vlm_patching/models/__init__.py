@@ -8,14 +8,26 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from vlm_patching.models.architecture import HEAD_COMPONENTS, Architecture, ImageEntry, Stack, Tap
+from vlm_patching.models.architecture import (
+    ENTRIES,
+    HEAD_COMPONENTS,
+    PATTERN_COMPONENTS,
+    Architecture,
+    Attention,
+    ImageEntry,
+    Stack,
+    Tap,
+)
 
 if TYPE_CHECKING:
     from vlm_patching.models.load import Model, ModelDescription, bundled_models, describe_model, load_model, wrap
 
 __all__ = [
+    "ENTRIES",
     "HEAD_COMPONENTS",
+    "PATTERN_COMPONENTS",
     "Architecture",
+    "Attention",
     "ImageEntry",
     "Model",
     "ModelDescription",

@@ -10,6 +10,10 @@ from vlm_patching.errors import SpecError, unknown
 
 HEAD_COMPONENTS = {"attn_head": "attn_context", "cross_attn_head": "cross_attn_context"}
 """One head's z is a slice of the context vector of all heads, read at the same place."""
+PATTERN_COMPONENTS = {"attn_pattern": "attn_context", "cross_attn_pattern": "cross_attn_context"}
+"""Attention probabilities (read, and blocked edge by edge), and the context vectors that are made with them."""
+ENTRIES = ("image_embeds", "token_embeds")
+"""Sites that are no stack's: what the image encoder (and projector) hands to the text side, and token embeddings."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,37 @@ class Tap:
     end
         Whether it is what goes into the module (its first argument) or what comes out.
     part
-        Name of the field where the output is a record, else None.
+        Name of the field where the output is a record, number of the part where it is a tuple (the first where None).
     """
 
     path: str
     end: Literal["input", "output"]
-    part: str | None = None
+    part: str | int | None = None
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention block whose probabilities can be read, and whose edges can be blocked.
+
+    Attributes
+    ----------
+    path
+        The module that computes the probabilities: the second part of its output, [batch, head, query, key].
+    mask
+        Keyword argument by which it takes an additive mask; None where it takes none.
+    keys
+        The stack whose positions are the keys.
+    causal
+        Whether a query sees only keys up to itself.
+    eager
+        Whether the probabilities are there only while the model's attention is "eager".
+    """
+
+    path: str
+    mask: str | None
+    keys: str
+    causal: bool = False
+    eager: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +74,10 @@ class Stack:
         Component → where it is, in the order in which a layer computes them.
     last_layer
         The highest layer whose output anything reads: replacing all of its positions replaces all that the stack says.
+    attentions
+        Pattern component → its block.
+    unembed
+        Modules that turn the residual stream into logits, one after the other; empty where the stack ends in none.
     """
 
     name: str
@@ -52,6 +85,8 @@ class Stack:
     heads: int
     taps: Mapping[str, Tap]
     last_layer: int
+    attentions: Mapping[str, Attention] = field(default_factory=dict)
+    unembed: tuple[str, ...] = ()
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -102,8 +137,8 @@ class Architecture:
         Where the token embeddings are, before any layer.
     readout
         Where the logits are; the read-out position is the last one.
-    constants
-        Keyword arguments that every forward pass gets.
+    keeps_logits
+        Whether the forward pass takes `logits_to_keep`, how many positions from the end get logits.
     """
 
     family: str
@@ -113,18 +148,29 @@ class Architecture:
     text_stack: str
     token_embeds: Tap
     readout: Tap
-    constants: Mapping[str, int] = field(default_factory=dict)
+    keeps_logits: bool = False
+
+    @property
+    def entries(self) -> dict[str, Stack]:
+        """`image_embeds` and `token_embeds`, each as a stack of one layer."""
+        taps = {"image_embeds": self.image.embeds, "token_embeds": self.token_embeds}
+        return {name: Stack(name, 1, 1, {name: tap}, 0) for name, tap in taps.items()}
 
     def stack(self, name: str) -> Stack:
         """A stack by name; `SpecError` with what there is otherwise."""
-        for stack in self.stacks:
+        for stack in (*self.stacks, *self.entries.values()):
             if stack.name == name:
                 return stack
         raise unknown(f"stack of this {self.family} model", name, [stack.name for stack in self.stacks])
 
     def sites(self) -> list[str]:
-        """Every site that can be patched, as ``stack.component``."""
-        return [f"{stack.name}.{component}" for stack in self.stacks for component in stack.components]
+        """Every site that can be patched: ``stack.component``, and the entries."""
+        named = [f"{stack.name}.{component}" for stack in self.stacks for component in stack.components]
+        return [*named, *ENTRIES]
+
+    def pattern_sites(self) -> list[str]:
+        """Every site whose attention probabilities can be read, as ``stack.component``."""
+        return [f"{stack.name}.{component}" for stack in self.stacks for component in stack.attentions]
 
     def locate(self, site: str) -> tuple[Stack, str]:
         """A site's stack and component.
@@ -134,15 +180,35 @@ class Architecture:
         SpecError
             Where this model lacks the stack or the stack lacks the component; what it has is listed.
         """
+        if site in ENTRIES:
+            return self.entries[site], site
+        stack, component = self._parts(site, self.sites())
+        if component in stack.attentions:
+            raise SpecError(f"{site} is attention probabilities: they can be read or blocked, not edited.")
+        if component not in stack.components:
+            raise unknown(f"site of {stack.name} in this {self.family} model", component, stack.components)
+        return stack, component
+
+    def attention(self, site: str) -> tuple[Stack, Attention]:
+        """The stack and the attention block of a pattern site.
+
+        Raises
+        ------
+        SpecError
+            Where the model lacks it, or the site is of another kind; what there is is listed.
+        """
+        stack, component = self._parts(site, self.pattern_sites())
+        if component not in stack.attentions:
+            raise unknown(f"attention pattern of this {self.family} model", site, self.pattern_sites())
+        return stack, stack.attentions[component]
+
+    def _parts(self, site: str, known: list[str]) -> tuple[Stack, str]:
         name, _, component = site.partition(".")
         if not component:
             raise SpecError(
-                f"Site {site!r} must be 'stack.component'. This {self.family} model has: {', '.join(self.sites())}."
+                f"Site {site!r} must be 'stack.component'. This {self.family} model has: {', '.join(known)}."
             )
-        stack = self.stack(name)
-        if component not in stack.components:
-            raise unknown(f"site of {name} in this {self.family} model", component, stack.components)
-        return stack, component
+        return self.stack(name), component
 
     def tap(self, site: str) -> Tap:
         """Where a site is in the module tree; a head's is that of its context vector."""

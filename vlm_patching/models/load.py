@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor, PreTrainedConfig, ProcessorMixin
 
 from vlm_patching.errors import SpecError, nearest, unknown
-from vlm_patching.experiment import DTYPE_NAMES
 from vlm_patching.models.architecture import Architecture
 from vlm_patching.models.families import architecture
+from vlm_patching.sections import DTYPE_NAMES
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ from vlm_patching.errors import SpecError, nearest, unknown
 from vlm_patching.pairs.corruptions import CORRUPTED_INPUT, INPUTS, check_corrupted, prompt_for
 from vlm_patching.pairs.datasets import DATASETS
 from vlm_patching.pairs.image_corruptions import IMAGE_CORRUPTIONS, corrupt_images
-from vlm_patching.pairs.pair import Pair, Prompt, pairs_digest
+from vlm_patching.pairs.pair import SUBJECT_ROLES, Pair, Prompt, pairs_digest
+from vlm_patching.pairs.text_corruptions import replace_constraint, replace_options
 
 __all__ = [
     "CORRUPTED_INPUT",
     "DATASETS",
     "IMAGE_CORRUPTIONS",
     "INPUTS",
+    "SUBJECT_ROLES",
     "Pair",
     "Prompt",
     "check_corrupted",
@@ -22,6 +24,8 @@ __all__ = [
     "load_pairs",
     "pairs_digest",
     "prompt_for",
+    "replace_constraint",
+    "replace_options",
 ]
 
 

@@ -10,12 +10,14 @@ from vlm_patching.errors import SpecError
 from vlm_patching.pairs.image_corruptions import IMAGE_CORRUPTIONS
 from vlm_patching.pairs.pair import Pair, Prompt
 
-INPUTS = ("clean", "corrupted", "corrupted_image", "corrupted_text")
-"""What a run can be on: the clean prompt, the corrupted one, or the clean one with only its image or text exchanged."""
+INPUTS = ("clean", "corrupted", "corrupted_image", "corrupted_text", "other")
+"""What a run can be on: the clean prompt, the corrupted one, the clean one with only its image or text exchanged, or
+the clean prompt of another pair."""
 
 CORRUPTED_INPUT = {
     "semantic_image_pair": "corrupted_image",
     "symmetric_token_replacement": "corrupted_text",
+    "constraint_replacement": "corrupted_text",
     "gaussian_noise": "clean",
     **dict.fromkeys(IMAGE_CORRUPTIONS, "corrupted_image"),
 }
@@ -42,7 +44,7 @@ def check_corrupted(pairs: Sequence[Pair], on: str) -> None:
         if on == "corrupted_text" and same_text:
             raise SpecError(
                 f"Pair {pair.id!r}: symmetric_token_replacement needs a corrupted text that differs from the clean "
-                f"one, and both are {pair.clean.text!r}."
+                f"one, and both are {pair.clean.text!r}. With automatic: true it draws other words for both options."
             )
         if on == "corrupted_image" or (on == "corrupted" and same_text):
             clean, corrupted = pair.clean.picture(), pair.corrupted.picture()

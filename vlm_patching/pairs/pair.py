@@ -12,7 +12,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlm_patching.errors import SpecError
 
-RESERVED = ("all", "question", "text", "last", "image", "decoding", "cls", "other", "position")
+SUBJECT_ROLES = ("subject_first", "subject_middle", "subject_last", "first_subsequent", "further")
+"""Position groups around a span `subject` (Meng et al. 2022); their sixth is `last`."""
+RESERVED = ("all", "question", "text", "last", "image", "decoding", "cls", "other", "position", "edges", *SUBJECT_ROLES)
 """Names of position groups that every pair has, which its own spans and regions cannot take."""
 
 Span = tuple[int, int]

@@ -6,9 +6,19 @@ import xarray as xr
 
 from vlm_patching.metrics import METRICS
 
+_DONE = {
+    "knockout": "attention blocked",
+    "ablate": "cells ablated",
+    "steer": "cells steered",
+    "lens": "read through the lens",
+    "attention": "attention read",
+}
+
 
 def position_labels(ds: xr.Dataset) -> list[str]:
     """A label for each position: a group's name; at an index its token where all kept examples agree, else roles."""
+    if not {"token", "role", "modality"} <= set(ds.coords):
+        return [str(label) for label in ds["position"].values]
     kept = ds["kept"].values == "kept"
     labels = []
     for i, label in enumerate(ds["position"].values):
@@ -33,13 +43,17 @@ def effect_label(metric: str, normalized: bool) -> str:
 
 
 def subtitle(ds: xr.Dataset, metric: str) -> str:
-    """Model, direction and how many examples the means are over."""
+    """Model, what was done, how many examples the means are over, and the total effect or the clean run's metric."""
     from vlm_patching.analysis import total_effect
 
-    kept = int((ds["kept"] == "kept").sum())
-    direction = "restored" if ds.attrs.get("direction") == "denoise" else "corrupted"
-    mean = float(total_effect(ds, metric).mean())
-    pairs = f"mean of {kept} of {ds.sizes['example']} pairs"
+    kept = ds["kept"] == "kept"
+    restored = ds.attrs.get("direction", "denoise") == "denoise"
+    done = _DONE.get(str(ds.attrs.get("method", "patch")), "cells restored" if restored else "cells corrupted")
+    pairs = f"mean of {int(kept.sum())} of {ds.sizes['example']} pairs"
     if ds.attrs.get("examples_unaffected"):
         pairs += f" ({ds.attrs['examples_unaffected']} with an unchanged answer)"
-    return f"{ds.attrs.get('model', '')}: cells {direction}, {pairs}, total effect {mean:.3g}"
+    if f"{metric}_corrupted" in ds:
+        scale = f"total effect {float(total_effect(ds, metric).mean()):.3g}"
+    else:
+        scale = f"clean run {float(ds[f'{metric}_clean'].where(kept).mean()):.3g}"
+    return f"{ds.attrs.get('model', '')}: {done}, {pairs}, {scale}"

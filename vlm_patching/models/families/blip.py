@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from transformers import BlipConfig
 
-from vlm_patching.models.architecture import Architecture, ImageEntry, Stack, Tap
+from vlm_patching.models.architecture import Architecture, Attention, ImageEntry, Stack, Tap
 
 
 def describe(config: BlipConfig) -> Architecture:
@@ -13,7 +13,7 @@ def describe(config: BlipConfig) -> Architecture:
     vision, text = config.vision_config, config.text_config
     side = vision.image_size // vision.patch_size
 
-    def text_stack(name: str, layer: str) -> Stack:
+    def text_stack(name: str, layer: str, keys: str, causal: bool, unembed: tuple[str, ...] = ()) -> Stack:
         taps = {
             "resid_pre": Tap(layer, "input"),
             "attn_context": Tap(f"{layer}.attention.output.dense", "input"),
@@ -27,7 +27,12 @@ def describe(config: BlipConfig) -> Architecture:
             "mlp_block_out": Tap(f"{layer}.output", "output"),
             "resid_post": Tap(layer, "output"),
         }
-        return Stack(name, text.num_hidden_layers, text.num_attention_heads, taps, text.num_hidden_layers - 1)
+        attentions = {
+            "attn_pattern": Attention(f"{layer}.attention.self", "attention_mask", name, causal),
+            "cross_attn_pattern": Attention(f"{layer}.crossattention.self", "encoder_attention_mask", keys),
+        }
+        layers, heads = text.num_hidden_layers, text.num_attention_heads
+        return Stack(name, layers, heads, taps, layers - 1, attentions, unembed)
 
     vision_layer = "vision_model.encoder.layers.{layer}"
     vision_taps = {
@@ -48,9 +53,16 @@ def describe(config: BlipConfig) -> Architecture:
                 vision.num_attention_heads,
                 vision_taps,
                 vision.num_hidden_layers - 1,
+                {"attn_pattern": Attention(f"{vision_layer}.self_attn", None, "vision")},
             ),
-            text_stack("question_encoder", "text_encoder.encoder.layer.{layer}"),
-            text_stack("answer_decoder", "text_decoder.bert.encoder.layer.{layer}"),
+            text_stack("question_encoder", "text_encoder.encoder.layer.{layer}", "vision", causal=False),
+            text_stack(
+                "answer_decoder",
+                "text_decoder.bert.encoder.layer.{layer}",
+                "question_encoder",
+                causal=True,
+                unembed=("text_decoder.cls",),
+            ),
         ),
         image=ImageEntry(
             embeds=Tap("vision_model", "output", "last_hidden_state"),

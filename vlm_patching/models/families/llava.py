@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import LlavaConfig
 
 from vlm_patching.errors import SpecError
-from vlm_patching.models.architecture import Architecture, ImageEntry, Stack, Tap
+from vlm_patching.models.architecture import Architecture, Attention, ImageEntry, Stack, Tap
 
 
 def describe(config: LlavaConfig) -> Architecture:
@@ -47,9 +47,26 @@ def describe(config: LlavaConfig) -> Architecture:
         family="llava",
         model_class="LlavaForConditionalGeneration",
         stacks=(
-            Stack("vision", vision.num_hidden_layers, vision.num_attention_heads, vision_taps, read),
             Stack(
-                "language", text.num_hidden_layers, text.num_attention_heads, language_taps, text.num_hidden_layers - 1
+                "vision",
+                vision.num_hidden_layers,
+                vision.num_attention_heads,
+                vision_taps,
+                read,
+                {"attn_pattern": Attention(f"{tower}.self_attn", "attention_mask", "vision", eager=True)},
+            ),
+            Stack(
+                "language",
+                text.num_hidden_layers,
+                text.num_attention_heads,
+                language_taps,
+                text.num_hidden_layers - 1,
+                {
+                    "attn_pattern": Attention(
+                        f"{language}.self_attn", "attention_mask", "language", causal=True, eager=True
+                    )
+                },
+                unembed=("model.language_model.norm", "lm_head"),
             ),
         ),
         image=ImageEntry(
@@ -63,5 +80,5 @@ def describe(config: LlavaConfig) -> Architecture:
         text_stack="language",
         token_embeds=Tap("model.language_model.embed_tokens", "output"),
         readout=Tap("lm_head", "output"),
-        constants={"logits_to_keep": 1},
+        keeps_logits=True,
     )

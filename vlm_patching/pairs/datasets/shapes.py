@@ -9,9 +9,11 @@ from vlm_patching.errors import SpecError, unknown
 from vlm_patching.pairs.pair import Pair, Prompt, Span
 from vlm_patching.pairs.shapes import KINDS, Question, render, sample
 from vlm_patching.pairs.shapes.scene import COLORS, SHAPES
+from vlm_patching.pairs.text_corruptions import OPTIONS, replace_spans
 
 ABOUT = "drawn scenes of coloured shapes; image pairs that differ in one attribute, texts with both options replaced"
 PAIR_KINDS = tuple(kind for kind in KINDS if kind != "count")
+CONSTRAINED_KINDS = tuple(kind for kind in PAIR_KINDS if kind not in ("place", "relation"))
 _REPLACEMENTS = (tuple(COLORS), SHAPES, ("left", "right", "top", "bottom"))
 _FEWEST_WORDS = {
     "color": 5,
@@ -26,7 +28,11 @@ _FEWEST_WORDS = {
 
 
 def load(
-    n: int | None = None, seed: int = 0, questions: Sequence[str] = ("color_choice",), aligned: bool = True
+    n: int | None = None,
+    seed: int = 0,
+    questions: Sequence[str] = ("color_choice",),
+    aligned: bool = True,
+    constraints: int | None = None,
 ) -> list[Pair]:
     """Draw pairs.
 
@@ -47,11 +53,21 @@ def load(
     aligned
         Only the shortest questions of a kind (things named by as few words as it allows, relations above or below), so
         that a token index means the same in each.
+    constraints
+        Only questions that name the thing by so many attributes, 1 ("the circle", "the red object") or 2 ("the small
+        circle", "the small red object"); not for place and relation. Pairs then have the span `constraint`, of the
+        whole subject, and with 2 `constraint_1` and `constraint_2`, of the first and the second attribute's word. Each
+        attribute is true of the thing, but one of them alone may be enough to tell it from the others.
 
     Returns
     -------
     list of Pair
         With spans `subject`, in choices `answer_option` and `foil_option`, in relations `landmark`; region `object`.
+
+    Raises
+    ------
+    SpecError
+        A kind of question that there is not, none, or constraints that are not 1 or 2 or of a kind that has none.
     """
     questions = tuple(questions)
     for kind in questions:
@@ -59,50 +75,67 @@ def load(
             raise unknown("kind of question in pairs.questions", kind, PAIR_KINDS)
     if not questions:
         raise SpecError(f"pairs.questions is empty; name at least one of {', '.join(PAIR_KINDS)}.")
+    if constraints is not None:
+        _check_constraints(constraints, questions)
     return [
-        _draw(f"shapes-{seed}-{i}", random.Random(f"{seed}/{i}"), questions[i % len(questions)], aligned)
+        _draw(f"shapes-{seed}-{i}", random.Random(f"{seed}/{i}"), questions[i % len(questions)], aligned, constraints)
         for i in range(64 if n is None else n)
     ]
 
 
-def _draw(name: str, rng: random.Random, kind: str, aligned: bool) -> Pair:
+def _check_constraints(constraints: int, questions: Sequence[str]) -> None:
+    if type(constraints) is not int or constraints not in (1, 2):
+        raise SpecError(f"pairs.constraints must be 1 or 2, or left out, not {constraints!r}.")
+    for kind in questions:
+        if kind not in CONSTRAINED_KINDS:
+            raise SpecError(
+                f"pairs.constraints is {constraints}, but questions of kind {kind!r} cannot be drawn by it; those that "
+                f"can: {', '.join(CONSTRAINED_KINDS)}."
+            )
+
+
+def _draw(name: str, rng: random.Random, kind: str, aligned: bool, constraints: int | None) -> Pair:
     scene, question = sample(rng, kind)
-    while aligned and not _is_short(question):
+    while not _is_wanted(question, aligned, constraints):
         scene, question = sample(rng, kind)
     assert question.target is not None and question.counterfactual is not None
     changed = scene.with_thing(question.target, **question.counterfactual)
-    text, spans = _replace_options(rng, question)
+    spans = question.spans if constraints is None else {**question.spans, **_constraint_spans(question)}
+    text, spans_corrupted = replace_spans(question.text, spans, _other_options(rng, question))
     return Pair(
         id=name,
         clean=Prompt(render(scene), question.text),
         corrupted=Prompt(render(changed), text),
         answer=question.answer,
         foil=question.foil,
-        spans=question.spans,
-        spans_corrupted=spans,
+        spans=spans,
+        spans_corrupted=spans_corrupted,
         regions={"object": scene.things[question.target].box},
     )
 
 
-def _is_short(question: Question) -> bool:
-    return len(question.text.split()) == _FEWEST_WORDS[question.kind]
+def _is_wanted(question: Question, aligned: bool, constraints: int | None) -> bool:
+    if constraints is not None and len(question.constraints) != constraints:
+        return False
+    fewest = _FEWEST_WORDS[question.kind] + (constraints == 2)  # the second attribute is one word more
+    return not aligned or len(question.text.split()) == fewest
 
 
-def _replace_options(rng: random.Random, question: Question) -> tuple[str, dict[str, Span]]:
-    """The question with both options exchanged for others of their role, and where its spans are then."""
+def _constraint_spans(question: Question) -> dict[str, Span]:
+    """The subject once more, as what names the thing; and its attributes apart, where there are two."""
+    spans = {"constraint": question.spans["subject"]}
+    if len(question.constraints) == 2:
+        spans |= dict(zip(("constraint_1", "constraint_2"), question.constraints, strict=True))
+    return spans
+
+
+def _other_options(rng: random.Random, question: Question) -> dict[str, str]:
+    """Two words in the place of the question's options, of their role; none where there are no options or no others."""
     options = {question.answer, question.foil}
     if "answer_option" not in question.spans:
-        return question.text, dict(question.spans)
+        return {}
     role = next((words for words in _REPLACEMENTS if options <= set(words) and question.kind != "relation"), ())
     others = [word for word in role if word not in options]
     if len(others) < 2:
-        return question.text, dict(question.spans)
-    new = dict(zip(("answer_option", "foil_option"), rng.sample(others, 2), strict=True))
-    text, spans, shift, end = "", {}, 0, 0
-    for name, (start, stop) in sorted(question.spans.items(), key=lambda item: item[1]):
-        word = new.get(name, question.text[start:stop])
-        text += question.text[end:start] + word
-        spans[name] = (start + shift, start + shift + len(word))
-        shift += len(word) - (stop - start)
-        end = stop
-    return text + question.text[end:], spans
+        return {}
+    return dict(zip(OPTIONS, rng.sample(others, 2), strict=True))

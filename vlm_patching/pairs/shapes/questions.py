@@ -8,6 +8,7 @@ neither the words alone nor the picture alone gives them away.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,6 +44,12 @@ class Question:
     spans: dict[str, tuple[int, int]]
     target: int | None
     counterfactual: dict[str, object] | None
+
+    @property
+    def constraints(self) -> list[tuple[int, int]]:
+        """Where in the subject the words stand that name it by an attribute ("object" names it by none), in order."""
+        words = re.compile(r"\w+").finditer(self.text, *self.spans["subject"])
+        return [word.span() for word in words if word[0] not in ("object", "objects")]
 
 
 def sample(rng: random.Random, kind: str) -> tuple[Scene, Question]:

@@ -1,0 +1,84 @@
+"""The parts of a program: traces, and operations in the order in which a model computes their places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vlm_patching.graph import Run
+from vlm_patching.models import PATTERN_COMPONENTS, Architecture, Tap
+
+_STEPS = ("skip", "perturb", "hold", "interpolate", "block", "replace", "add", "multiply", "delta")
+"""Operations at one place, in their order; what only reads comes last."""
+
+
+def trace(
+    architecture: Architecture,
+    run: Run,
+    rows: int,
+    operations: list[dict[str, Any]],
+    noise: dict[str, Any] | None = None,
+    *,
+    reuses_image: bool = False,
+    measured: bool = True,
+    eager: bool = False,
+    needs: Mapping[str, tuple[Tap, int]] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """One forward pass as plain data.
+
+    Parameters
+    ----------
+    noise
+        What perturbs it; left out where the image that is reused has it in it already.
+    needs
+        What it takes from base runs: key → where they read it.
+    """
+    at_pixels = noise is not None and noise["site"] == "pixels"
+    if noise is not None and not at_pixels and not (reuses_image and noise["site"] == "image_embeds"):
+        operations = [*operations, noise]
+    return {
+        "run": run.name,
+        "on": run.on,
+        "rows": rows,
+        "measured": measured,
+        "reuses_image": reuses_image,
+        "pixels": noise if at_pixels and not reuses_image else None,
+        "eager": eager,
+        "operations": sorted(operations, key=_order(architecture)),
+        "needs": dict(needs or {}),
+        **more,
+    }
+
+
+def at(tap: Tap, layer: int = 0) -> dict[str, Any]:
+    """An operation's place."""
+    return {"path": tap.path.format(layer=layer), "end": tap.end, "part": tap.part}
+
+
+def _order(architecture: Architecture) -> Callable[[Mapping[str, Any]], tuple[int, int]]:
+    """Sort key of operations: the order in which the model computes their places."""
+    tokens = (architecture.token_embeds.path, architecture.token_embeds.end)
+    places: list[tuple[str, str]] = [tokens] if architecture.image.inline else []
+    for stack in architecture.stacks:
+        for layer in range(stack.layers):
+            after = ""
+            for component, tap in stack.taps.items():
+                for pattern, context in PATTERN_COMPONENTS.items():
+                    if component == context and pattern in stack.attentions:
+                        path = stack.attentions[pattern].path
+                        places.append((path.format(layer=layer), "input"))
+                        if tap.path.startswith(f"{path}."):
+                            after = path  # the module goes on to the output projection, and ends behind it
+                        else:
+                            places.append((path.format(layer=layer), "output"))
+                places.append((tap.path.format(layer=layer), tap.end))
+                if after and component == "attn_out":
+                    places.append((after.format(layer=layer), "output"))
+        if stack.name == "vision":
+            places += [(path, "output") for path in architecture.image.bypass]
+            places.append((architecture.image.embeds.path, architecture.image.embeds.end))
+            places += [] if architecture.image.inline else [tokens]
+    rank = {place: i for i, place in enumerate(places)}
+    step = {name: i for i, name in enumerate(_STEPS)}
+    return lambda operation: (rank[operation["path"], operation["end"]], step.get(operation["do"], len(_STEPS)))

@@ -1,0 +1,186 @@
+"""Sections of a spec that say what is asked about: the model, the pairs, what corrupts; and how values are written."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from vlm_patching.pairs import CORRUPTED_INPUT, DATASETS, IMAGE_CORRUPTIONS
+from vlm_patching.validation import one_of
+
+DTYPE_NAMES = ("float32", "float16", "bfloat16")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+
+def unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ValueError(f"names {value!r} twice.")
+    return values
+
+
+def _numbers(value: Any) -> str | tuple[int, ...]:
+    """`all`, "start:stop" with start < stop, or a list of numbers."""
+    allowed = "give 'all', a list of whole numbers, or 'start:stop' with start < stop"
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+):(\d+)", value)
+        if value != "all" and not (found and int(found[1]) < int(found[2])):
+            raise ValueError(f"{value!r} is not understood; {allowed}.")
+        return value
+    if not isinstance(value, list | tuple) or any(type(number) is not int for number in value):
+        raise ValueError(f"{value!r} is not understood; {allowed}.")
+    if not value:
+        raise ValueError(f"is empty; {allowed}.")
+    return unique(tuple(value))
+
+
+def _selectors(value: Any) -> tuple[str | int, ...]:
+    """Group names and token indices; one name may stand alone."""
+    value = (value,) if isinstance(value, str) else value
+    if not isinstance(value, list | tuple) or any(type(item) not in (int, str) for item in value):
+        raise ValueError(f"{value!r} is not understood; give a list of group names and token indices, or 'all'.")
+    if not value:
+        raise ValueError("is empty; give group names, token indices, or 'all'.")
+    return unique(tuple(value))
+
+
+Numbers = Annotated[str | tuple[int, ...], BeforeValidator(_numbers)]
+Selectors = Annotated[tuple[str | int, ...], BeforeValidator(_selectors)]
+
+
+class ModelSpec(Section):
+    """Which model: bundled name, local folder or hub id; its revision, dtype, and transformers' device_map."""
+
+    name: str = Field(min_length=1)
+    revision: str | None = None
+    dtype: str = "float32"
+    device_map: str | None = None
+
+    _dtype = field_validator("dtype")(one_of("dtype", DTYPE_NAMES))
+
+
+class PairsSpec(Section):
+    """Which pairs.
+
+    Attributes
+    ----------
+    dataset, n, seed
+        As `load_pairs` takes them.
+    keep
+        `clean_correct`: sweep only pairs whose clean run answers right. `clean_correct_corrupted_wrong`: and whose
+        corrupted run does not. `all`: every pair.
+    path
+        Dataset folder: where the pairs are.
+    questions, aligned, constraints
+        Dataset shapes: kinds of question; same length within a kind; how many words name the subject.
+    """
+
+    dataset: str
+    n: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    keep: Literal["clean_correct", "all", "clean_correct_corrupted_wrong"] = "clean_correct"
+    path: str | None = None
+    questions: tuple[str, ...] | None = None
+    aligned: bool | None = None
+    constraints: Literal[1, 2] | None = None
+
+    _dataset = field_validator("dataset")(one_of("dataset", DATASETS))
+
+    def options(self) -> dict[str, Any]:
+        """The dataset's own options that were given."""
+        given = {name: getattr(self, name) for name in ("path", "questions", "aligned", "constraints")}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class FactorSpec(Section):
+    """Multiplicative noise: the values are multiplied by N(mean, std²)."""
+
+    mean: float
+    std: float = Field(gt=0)
+
+
+class CorruptionSpec(Section):
+    """What corrupts the corrupted run.
+
+    Attributes
+    ----------
+    kind
+        `semantic_image_pair`, `symmetric_token_replacement`, `constraint_replacement`, `gaussian_noise`, or a name out
+        of `IMAGE_CORRUPTIONS`.
+    automatic
+        Symmetric token replacement: choose other words of the same role and token count among the pairs', in place of
+        the pairs' own corrupted texts.
+    phrase
+        Constraint replacement: what is put in the place of the span; the phrase of another pair where not given.
+    site
+        Noise: `image_embeds` (where not given), `pixels`, or the `token_embeds` of a span.
+    span
+        Noise at token_embeds: whose tokens; `subject` where not given. Constraint replacement: which span is replaced;
+        `constraint` where not given.
+    k
+        Noise that is added: its standard deviation, in standard deviations of the clean values over all pairs; 3 where
+        nothing is given.
+    std
+        The same in absolute units, in place of k.
+    multiplicative, scale
+        In place of k: multiply by N(mean, std²), or by one number.
+    draws
+        Noise: how many seeded draws; every cell of a pair gets the same ones.
+    color, radius, grid, region
+        Of `blank_image`, `blurred_image` (pixels), `shuffled_image` (patches a side), `masked_region`.
+    """
+
+    kind: str
+    automatic: Literal[True] | None = None
+    phrase: str | None = Field(default=None, min_length=1)
+    site: Literal["image_embeds", "pixels", "token_embeds"] | None = None
+    span: str | None = None
+    k: float | None = Field(default=None, gt=0)
+    std: float | None = Field(default=None, gt=0)
+    multiplicative: FactorSpec | None = None
+    scale: float | None = None
+    draws: int | None = Field(default=None, ge=1)
+    color: tuple[int, ...] | None = Field(default=None, min_length=3, max_length=3)
+    radius: float | None = Field(default=None, gt=0)
+    grid: int | None = Field(default=None, ge=2)
+    region: str | None = None
+
+    _kind = field_validator("kind")(one_of("corruption", CORRUPTED_INPUT))
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_kind(self) -> Self:
+        own = _SETTINGS.get(self.kind, ())
+        foreign = [name for name in self.settings() if name not in own]
+        if foreign:
+            owners = [kind for kind, names in _SETTINGS.items() if foreign[0] in names]
+            raise ValueError(f"{', '.join(foreign)} belong to {' and '.join(owners)}, not to {self.kind}.")
+        strengths = [name for name in ("k", "std", "multiplicative", "scale") if getattr(self, name) is not None]
+        if len(strengths) > 1:
+            raise ValueError(f"{' and '.join(strengths)} are each a strength of the noise; give either one, not both.")
+        if self.scale is not None and self.draws is not None:
+            raise ValueError("scale draws nothing; leave draws out.")
+        if self.kind == "gaussian_noise" and self.span is not None and self.site != "token_embeds":
+            raise ValueError("span is for noise at token_embeds.")
+        return self
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that were given."""
+        return {name: value for name, value in self if name != "kind" and value is not None}
+
+
+_SETTINGS: dict[str, tuple[str, ...]] = {
+    "symmetric_token_replacement": ("automatic",),
+    "constraint_replacement": ("span", "phrase"),
+    "gaussian_noise": ("site", "span", "k", "std", "multiplicative", "scale", "draws"),
+    **{kind: corruption.settings for kind, corruption in IMAGE_CORRUPTIONS.items()},
+}
