@@ -33,6 +33,8 @@ PRESETS = (
     "notice2024_llava_heads",
 )
 METRIC = "logit_difference"
+NORMALIZED = ("patch", "path")
+"""Methods whose effects have a total effect to be compared with."""
 
 
 def main() -> None:
@@ -67,13 +69,11 @@ def report(results: dict[str, xr.Dataset], figures: list[Path], seconds: float, 
 
 def draw(preset: str, ds: xr.Dataset, out: Path) -> list[Path]:
     """One figure a preset; where heads were swept at several positions, one for each, all on one scale."""
-    paths, limit = [], float(abs(vp.plot.mean_effect(ds, METRIC, normalize=True)).max())
-    for position in map(str, ds["position"].values) if "head" in ds.dims else [None]:
-        if position is None:
-            figure, path = vp.plot.heatmap(ds, METRIC, normalize=True), out / f"{preset}.png"
-        else:
-            figure = vp.plot.heads(ds, METRIC, position=position, normalize=True, limit=limit)
-            path = out / f"{preset}_{position}.png"
+    paths = []
+    metric = "probability" if ds.attrs["method"] in ("knockout", "lens") else METRIC
+    figures = vp.plot.draw(ds, metric, normalize=ds.attrs["method"] in NORMALIZED)
+    for position, figure in figures.items():
+        path = out / (f"{preset}_{position}.png" if position else f"{preset}.png").replace(":", "_")
         figure.savefig(path, dpi=130)
         plt.close(figure)
         paths.append(path)
@@ -146,27 +146,50 @@ def summarize(results: dict[str, xr.Dataset], seconds: float, memory: float) -> 
     lines = [
         "# What was run",
         "",
-        "| preset | pairs kept | cells a pair | strongest cells (share of the total effect) |",
-        "|---|---|---|---|",
+        "| preset | pairs kept | cells a pair | strongest cells | of what |",
+        "|---|---|---|---|---|",
     ]
     for preset, ds in results.items():
-        effect, mean = vp.effect(ds, METRIC), vp.plot.mean_effect(ds, METRIC, normalize=True)
-        top = mean.stack(cell=mean.dims).dropna("cell").sortby(-abs(mean.stack(cell=mean.dims).dropna("cell")))[:4]
-        cells = "; ".join(f"{_cell(ds, item)} {float(item):.2f}" for item in top)
+        mean, unit = headline(ds)
+        cells = mean.stack(cell=mean.dims).dropna("cell")
+        top = cells.sortby(-abs(cells))[:4]
+        shown = "; ".join(f"{_cell(ds, item)} {float(item):.2f}" for item in top)
         kept = f"{ds.attrs['examples_kept']} of {ds.attrs['examples']}"
         if ds.attrs["examples_unaffected"]:
             kept += f", {ds.attrs['examples_unaffected']} with an unchanged answer"
-        lines.append(f"| {preset} | {kept} | {int(effect.isel(example=0).notnull().sum())} | {cells} |")
+        lines.append(f"| {preset} | {kept} | {cells.size} | {shown} | {unit} |")
     lines += ["", f"{seconds:.0f} seconds, at most {memory:.2f} GiB of memory."]
     return "\n".join(lines) + "\n"
 
 
+def headline(ds: xr.Dataset) -> tuple[xr.DataArray, str]:
+    """The mean map that a method is about, and its unit."""
+    kept = ds["kept"] == "kept"
+    if ds.attrs["method"] == "attention":
+        found = vp.analysis.head_functions(ds)["pointing_ratio"].where(kept)
+        return found.mean("example"), "pointing ratio at the object"
+    if ds.attrs["method"] == "knockout":
+        return vp.analysis.knockout_change(ds).mean("example"), "% change of p(answer)"
+    if ds.attrs["method"] == "lens":
+        return ds["probability"].where(kept).mean("example"), "p(answer) through the lens"
+    if ds.attrs["method"] in NORMALIZED:
+        return vp.plot.mean_effect(ds, METRIC, normalize=True), "share of the total effect on the logit difference"
+    return vp.plot.mean_effect(ds, METRIC, normalize=False), "effect on the logit difference"
+
+
 def _cell(ds: xr.Dataset, item: xr.DataArray) -> str:
-    head = f"H{int(item['head'])}" if "head" in item.coords else ""
-    position = str(item["position"].values)
-    if position.isdigit():
-        position = vp.plot.position_labels(ds)[ds["position"].values.tolist().index(position)]
-    return f"{item['site'].values} L{int(item['layer'])}{head} @ {position}"
+    parts = [
+        f"{item['site'].values} L{int(item['layer'])}" + (f"H{int(item['head'])}" if "head" in item.coords else "")
+    ]
+    if "position" in item.coords:
+        position = str(item["position"].values)
+        if position.isdigit():
+            position = vp.plot.position_labels(ds)[ds["position"].values.tolist().index(position)]
+        parts.append(f"@ {position}")
+    if "edges" in item.coords:
+        parts.append(str(item["edges"].values))
+    parts += [f"{name} {item[name].item():g}" for name in ("window", "strength") if name in item.coords]
+    return " ".join(parts)
 
 
 if __name__ == "__main__":

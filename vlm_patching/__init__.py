@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vlm_patching import plots as plot
     from vlm_patching.analysis import effect, total_effect
     from vlm_patching.catalog import presets
+    from vlm_patching.diagnosis import diagnose
     from vlm_patching.errors import CheckError, RunError, SpecError
     from vlm_patching.experiment import Experiment
     from vlm_patching.graph import InterventionGraph
@@ -39,6 +40,7 @@ _HOME = {
     "bundled_models": "models",
     "corrupt_images": "pairs",
     "describe_model": "models",
+    "diagnose": "diagnosis",
     "effect": "analysis",
     "load_model": "models",
     "load_pairs": "pairs",
@@ -60,6 +62,7 @@ __all__ = [
     "bundled_models",
     "corrupt_images",
     "describe_model",
+    "diagnose",
     "effect",
     "load_model",
     "load_pairs",

@@ -96,7 +96,7 @@ def plot(
     position: Annotated[str | None, typer.Option(help="Heads: at which position.")] = None,
     normalize: Annotated[bool, typer.Option("--normalize", help="Shares of the total effect.")] = False,
 ) -> None:
-    """Draw a store's heatmap."""
+    """Draw a store: a heatmap, the lines of a knockout or a lens, or what heads look at."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -107,18 +107,51 @@ def plot(
     known = [f".{name}" for name in ("png", "pdf", "svg", "jpg")]
     if output.suffix.lower() not in known:
         raise unknown("kind of figure", output.suffix, known)
-    if "head" in ds.dims:
-        figure = vp.plot.heads(ds, metric, site=site, position=position, normalize=normalize)
-    elif position is not None:
+    if "head" not in ds.dims and position is not None:
         raise SpecError("--position is for sweeps of heads; a heatmap shows every position.")
-    else:
-        figure = vp.plot.heatmap(ds, metric, site=site, normalize=normalize)
+    labels = [str(label) for label in ds["position"].values] if "head" in ds.dims else []
+    if position is None and len(labels) > 1:
+        raise SpecError(f"Name one position of {', '.join(labels)} by --position.")
+    (figure,) = vp.plot.draw(ds, metric, site=site, position=position, normalize=normalize).values()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, dpi=150)
     except OSError as error:
         raise SpecError(f"The figure could not be written to {output}: {error}.") from error
     print(output)
+
+
+@app.command()
+def diagnose(
+    spec: Spec,
+    changes: Changes = None,
+    corruptions: Annotated[
+        list[str] | None,
+        typer.Option("--corruption", metavar="YAML", help="To be compared: a kind, or {kind: ..., ...}; repeatable."),
+    ] = None,
+    as_json: AsJson = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one for a small model.")] = None,
+) -> None:
+    """Show what corruptions do: how often the answer flips, the total effects, how far activations move."""
+    import vlm_patching as vp
+
+    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes))
+    parsed = [parse_yaml(text, f"--corruption {text!r}") for text in corruptions or []]
+    sections = [section if isinstance(section, dict) else {"kind": section} for section in parsed]
+    ds = vp.diagnose(experiment, sections or None, threads=threads)
+    rows = []
+    for name in ds["corruption"].values.tolist():
+        one = ds.sel(corruption=name)
+        row = {"corruption": name, "pairs": int(one["flipped"].notnull().sum())}
+        row["flipped"] = f"{float(one['flipped'].mean()):.2f}"
+        for metric in [str(m).removesuffix("_total_effect") for m in ds if str(m).endswith("_total_effect")]:
+            row[f"TE {metric}"] = f"{float(one[f'{metric}_total_effect'].mean()):.3g}"
+        for quantity in ("moved", "spread"):
+            most = one[quantity].max("layer")
+            shown = [f"{str(s).split('.')[0]} {float(v):.2f}" for s, v in zip(most["site"].values, most, strict=True)]
+            row[f"{quantity} at most"] = ", ".join(shown)
+        rows.append(row)
+    _show(rows, as_json, tuple(rows[0]))
 
 
 @app.command()

@@ -104,18 +104,17 @@ def run(
         what = Experiment.from_spec(what)
     if not isinstance(what, Experiment | InterventionGraph):
         raise SpecError(f"run takes an Experiment, a graph, a preset's name or a YAML file, not {type(what).__name__}.")
-    if inputs is not None and not all(isinstance(pair, Pair) for pair in inputs):
-        raise SpecError("inputs must be pairs, as vp.load_pairs gives them.")
+    check_inputs(inputs)
     experiment = what if isinstance(what, Experiment) else None
     if experiment is None and (model is None or inputs is None):
         raise SpecError("A graph says neither its model nor its pairs: give run(graph, model=..., inputs=pairs).")
-    description = _description(experiment, model)
+    description = described(experiment, model)
     if isinstance(what, Experiment):
         graph = lower(what, description.architecture)
     else:
         graph = what
         check_graph(graph, description.architecture)
-    pairs = list(inputs) if inputs is not None else _pairs(experiment)
+    pairs = list(inputs) if inputs is not None else pairs_of(experiment)
     if experiment:
         pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
     prepared = prepare(graph, description, pairs)
@@ -125,24 +124,25 @@ def run(
     blank = template(graph, description.architecture, prepared.encoded)
     blank.attrs = planned_attributes(experiment, graph, description, pairs)
     results = ZarrStore(store, blank) if store is not None else MemoryStore(blank)
-    if not isinstance(model, Model):
-        spec = experiment.model if experiment else None
-        model = load_model(
-            description,
-            dtype=spec.dtype if spec else "float32",
-            device_map=spec.device_map if spec else None,
-        )
+    model = loaded(model, description, experiment)
     if store is not None:
         check_same_weights(store, results.attributes, model.digest)
     if all(results.done()) and "examples_kept" in results.attributes:
         return results.load()
     results.annotate(model_attributes(model, backend))
-    with _threads(threads, model):
+    with one_thread_if_small(threads, model):
         _sweep(prepared, model, blank, results, Settings(rows=batch_rows), checks, progress)
     return results.load()
 
 
-def _description(experiment: Experiment | None, model: Model | str | None) -> ModelDescription:
+def check_inputs(inputs: Sequence[Pair] | None) -> None:
+    """Refuse inputs that are no pairs."""
+    if inputs is not None and not all(isinstance(pair, Pair) for pair in inputs):
+        raise SpecError("inputs must be pairs, as vp.load_pairs gives them.")
+
+
+def described(experiment: Experiment | None, model: Model | str | None) -> ModelDescription:
+    """The model that is given, or the experiment's own, without weights."""
     if isinstance(model, Model):
         return model.description
     if isinstance(model, str):
@@ -151,7 +151,18 @@ def _description(experiment: Experiment | None, model: Model | str | None) -> Mo
     return describe_model(experiment.model.name, experiment.model.revision)
 
 
-def _pairs(experiment: Experiment | None) -> list[Pair]:
+def loaded(model: Model | str | None, description: ModelDescription, experiment: Experiment | None) -> Model:
+    """The model that is given, or the one described, loaded as the experiment says."""
+    if isinstance(model, Model):
+        return model
+    spec = experiment.model if experiment else None
+    return load_model(
+        description, dtype=spec.dtype if spec else "float32", device_map=spec.device_map if spec else None
+    )
+
+
+def pairs_of(experiment: Experiment | None) -> list[Pair]:
+    """The experiment's own pairs."""
     assert experiment is not None
     spec = experiment.pairs
     return load_pairs(spec.dataset, n=spec.n, seed=spec.seed, **spec.options())
@@ -231,7 +242,7 @@ def _plan(
 
 
 @contextlib.contextmanager
-def _threads(wanted: int | None, model: Model) -> Iterator[None]:
+def one_thread_if_small(wanted: int | None, model: Model) -> Iterator[None]:
     """Torch's CPU threads while a model runs: as asked for, else one for a model too small to gain from more."""
     before = torch.get_num_threads()
     small = sum(parameter.numel() for parameter in model.envoy._module.parameters()) < SMALL_MODEL

@@ -93,8 +93,8 @@ class KnockoutSpec(Section):
     Attributes
     ----------
     edges
-        "source -> target": position groups of keys and of queries. A query that is left without any key gets no
-        attention output (z = 0).
+        "source -> target": position groups of keys and of queries, several joined by "+". A query that is left without
+        any key gets no attention output (z = 0).
     sites
         ``stack.attn_pattern`` or ``stack.cross_attn_pattern``; every block that has both groups where not given.
     layers, window
@@ -216,7 +216,7 @@ class AttentionSpec(Section):
     positions
         The queries. The mean is taken over the positions of a group.
     keys
-        Which keys are kept, each apart: a group, or `all`.
+        Which keys are kept, each apart: a group, several joined by "+", or `all`.
     """
 
     sites: tuple[str, ...] = Field(min_length=1)

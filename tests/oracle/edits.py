@@ -11,20 +11,10 @@ import torch
 from torch import Tensor
 from transformers import BlipForQuestionAnswering, PreTrainedModel
 
-from tests.oracle.patching import Edit, head_count, run
+from tests.oracle.patching import Edit, run
 
 Layer = int | None
 Place = tuple[str, Layer, int | None]
-
-
-def columns(model: PreTrainedModel, site: str, head: int | None, width: int) -> slice:
-    """Return the part of a site's last dimension that is a head's, or all of it for a site without heads."""
-    if site.endswith("_head") != (head is not None):
-        raise ValueError(f"{site}: head is {head}")
-    if head is None:
-        return slice(0, width)
-    size = width // head_count(model, site)
-    return slice(head * size, (head + 1) * size)
 
 
 def noise_edits(noise: Tensor | None) -> list[Edit]:
@@ -68,7 +58,8 @@ def edited_in_turn(
     head : int or None
         For head sites only.
     change : callable
-        Takes the layer and the values at the positions, ``[position, width]`` with all heads, and returns the new ones.
+        Takes the layer and the values at the positions, ``[position, width]`` with all heads, and returns the new ones,
+        of which a head takes its slice.
 
     Returns
     -------
@@ -79,8 +70,7 @@ def edited_in_turn(
     edits: list[Edit] = []
     for layer in sorted(set(layers), key=lambda index: -1 if index is None else index):
         value = run(model, inputs, edits, [(site, layer)])[1][site, layer]
-        part = columns(model, site, head, value.shape[-1])
-        value[0, where, part] = change(layer, value[0, where])[:, part].to(value.dtype)
+        value[0, where] = change(layer, value[0, where]).to(value.dtype)
         edits.append(("replace", site, layer, head, where, value))
     return run(model, inputs, edits)[0]
 

@@ -11,11 +11,21 @@ import torch
 from torch import Tensor
 from transformers import BlipForQuestionAnswering, PreTrainedModel
 
-from tests.oracle.edits import columns, noise_edits
-from tests.oracle.patching import Point, locate, run
+from tests.oracle.edits import noise_edits
+from tests.oracle.patching import Point, head_count, locate, run
 
 Metric = Callable[[Tensor], Tensor]
 Change = tuple[str, str, int | None, Tensor]
+
+
+def columns(model: PreTrainedModel, site: str, head: int | None, width: int) -> slice:
+    """Return the part of a site's last dimension that is a head's, or all of it for a site without heads."""
+    if site.endswith("_head") != (head is not None):
+        raise ValueError(f"{site}: head is {head}")
+    if head is None:
+        return slice(0, width)
+    size = width // head_count(model, site)
+    return slice(head * size, (head + 1) * size)
 
 
 def forward(model: PreTrainedModel, inputs: dict[str, Tensor], changes: Sequence[Change] = ()) -> Tensor:

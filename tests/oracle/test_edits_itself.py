@@ -168,12 +168,13 @@ def test_site_mean_counts_every_position_once(name: str, site: str) -> None:
     got = site_mean(c.model, [c.base, c.source], site, layer, places)
     torch.testing.assert_close(got, (one[last] + other.sum(dim=0)) / (last + 2), atol=1e-12, rtol=0)
     assert last == 0 or far(got, (one[last] + other.mean(dim=0)) / 2)
-    mean = {layer: site_mean(c.model, [c.source], site, layer, [[last]])}
-    head = 0 if site.endswith("_head") else None
-    got = ablated(c.model, c.base, site, [layer], [last], "mean", head, mean=mean)
-    assert torch.equal(got, patched(c.model, c.base, c.source, site, layer, [last], head))
-    own = {layer: site_mean(c.model, [c.base], site, layer, [[last]])}
-    assert torch.equal(ablated(c.model, c.base, site, [layer], [last], "mean", head, mean=own), logits(name, "base"))
+    layers, _, head = cell(name, site)
+    for inputs in (c.base, c.source):
+        mean = {layer: site_mean(c.model, [inputs], site, layer, [[last]]) for layer in layers}
+        got = ablated(c.model, c.base, site, layers, [last], "mean", head, mean=mean)
+        window = None if site == "image_embeds" else [0, 1]
+        assert torch.equal(got, patched(c.model, c.base, inputs, site, window, [last], head))
+        assert (inputs is c.base) == torch.equal(got, logits(name, "base"))
 
 
 @pytest.mark.parametrize("name", CASES)

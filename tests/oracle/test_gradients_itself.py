@@ -139,7 +139,6 @@ def test_one_step_is_the_central_difference_half_way(name: str, site: str) -> No
     model, base, source, noise = double(name)
     layers, positions, head = cell(name, site)
     step = 1e-4
-    # Noise is put in before the values, so that it matters to the text side of a vision site alone.
     add: Change = ("add", "image_embeds", None, noise)
     ahead, behind = (
         log_probability(

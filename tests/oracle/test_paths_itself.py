@@ -61,15 +61,26 @@ def test_the_models_worked_out_by_hand_have_two_layers_and_three() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_severing_changes_the_trace_except_from_the_last_layer(name: str) -> None:
-    c, last = case(name), last_of(name)
-    site = f"{DECIDING[name]}.resid_post"
+    c, stack, last = case(name), DECIDING[name], last_of(name)
+    site = f"{stack}.resid_post"
     top = layer_count(c.model, site) - 1
-    for cut in ("attn_out", "mlp_out", "cross_attn_out") if name in BLIP else ("attn_out", "mlp_out"):
-        plain = patched(c.model, c.base, c.source, site, top, [last])
-        assert torch.equal(severed(c.model, c.base, c.source, site, top, [last], cut), plain)
+    noises = (c.noise, -c.noise)
+    for cut in (*(f"{kind}_out" for kind in attention(name)), "mlp_out"):
+        for end in (site, f"{stack}.resid_pre"):
+            plain = patched(c.model, c.base, c.source, end, top, [last], None, *noises)
+            assert torch.equal(severed(c.model, c.base, c.source, end, top, [last], cut, *noises), plain)
+            assert far(plain, patched(c.model, c.base, c.source, end, top, [last], None, c.noise))
         plain = patched(c.model, c.base, c.source, site, 0, [last])
         assert far(severed(c.model, c.base, c.source, site, 0, [last], cut), plain)
         assert torch.equal(severed(c.model, c.base, c.base, site, 0, [last], cut), logits(name, "base"))
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+def test_severing_in_the_last_layer_matters_at_the_read_out_alone(name: str) -> None:
+    c, site = case(name), f"{SHALLOW[name]}.resid_post"
+    plain = patched(c.model, c.base, c.source, site, 0, [1])
+    assert far(plain, logits(name, "base"))
+    assert torch.equal(severed(c.model, c.base, c.source, site, 0, [1], "mlp_out"), plain)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +158,10 @@ def test_heads_frozen_are_the_context_frozen_and_differ_from_the_plain_patch(nam
         assert (got - plain).abs().max() > 1e-3
     stopped = path_patched(c.model, c.base, c.source, sender, None, [f"{stack}.resid_post"])
     assert torch.equal(stopped, logits(name, "base"))
+    noised = run(c.model, c.base, [("add", "image_embeds", None, None, None, c.noise)])[0]
+    assert far(noised, logits(name, "base"))
+    frozen = contexts(name, stack)
+    assert torch.equal(path_patched(c.model, c.base, c.base, sender, None, frozen, c.noise, c.noise), noised)
 
 
 @pytest.mark.parametrize("name", SHALLOW)

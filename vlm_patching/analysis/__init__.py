@@ -3,7 +3,7 @@
 from vlm_patching.analysis.agreement import agreement
 from vlm_patching.analysis.attention import above_mean, head_functions
 from vlm_patching.analysis.effects import effect, metrics_of, total_effect
-from vlm_patching.analysis.heads import label_by_modality, universal_heads
+from vlm_patching.analysis.heads import by_task, label_by_modality, universal_heads
 from vlm_patching.analysis.knockout import knockout_change
 from vlm_patching.analysis.placebo import against_placebo, verification
 from vlm_patching.analysis.thresholds import benjamini_hochberg, cell_p, permutation_max_t
@@ -15,6 +15,7 @@ __all__ = [
     "agreement",
     "benjamini_hochberg",
     "bootstrap",
+    "by_task",
     "cell_p",
     "effect",
     "head_functions",

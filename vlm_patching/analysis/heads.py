@@ -91,6 +91,20 @@ def universal_heads(
     return ds.assign_attrs({**shared, **settings, "seed": seed})
 
 
+def by_task(effect: xr.DataArray) -> dict[str, xr.DataArray]:
+    """An effect's examples apart, by their `task`: what `universal_heads` takes.
+
+    Raises
+    ------
+    SpecError
+        The effect has no coordinate `task`.
+    """
+    if "task" not in effect.coords:
+        raise SpecError("The effect has no coordinate task(example), which says what kind of question each example is.")
+    tasks = effect["task"].values
+    return {str(task): effect.isel(example=np.flatnonzero(tasks == task)) for task in dict.fromkeys(tasks.tolist())}
+
+
 def label_by_modality(image: xr.DataArray, text: xr.DataArray) -> xr.DataArray:
     """What a universal head is for, from the corruption of which it is universal.
 

@@ -120,7 +120,7 @@ def chosen_edges(
     found = []
     for label in labels:
         source, target = edges_of(label)
-        if keys.has(source) and queries.has(target):
+        if all(keys.has(part) for part in source.split("+")) and all(queries.has(part) for part in target.split("+")):
             found.append((label, _together(keys, source), _together(queries, target)))
     return found
 
@@ -145,7 +145,9 @@ def check_edges(graph: InterventionGraph, architecture: Architecture, pair: Enco
 
 
 def _together(stack: StackPositions, selector: str) -> Chosen:
-    indices = tuple(i for chosen in stack.choose(selector) for i in chosen.indices)
+    """All positions of a selector, or of several that are joined by "+"."""
+    chosen = [chosen for part in selector.split("+") for chosen in stack.choose(part)]
+    indices = tuple(dict.fromkeys(i for each in chosen for i in each.indices))
     return Chosen(selector, indices, selector, tuple(stack.positions[i].label for i in indices))
 
 

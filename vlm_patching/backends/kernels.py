@@ -318,6 +318,8 @@ def summarize(model: Any, programs: Any) -> dict[str, torch.Tensor]:
         for wanted in program["summaries"]:
             value = values[wanted["value"]].double().cpu()
             value = value if wanted["positions"] is None else value[:, wanted["positions"]]
+            if "minus" in wanted:
+                value = value - values[wanted["minus"]].double().cpu()[:, wanted["minus_positions"]]
             if "center" in wanted:
                 value = (value - wanted["center"]) / wanted["scale"]
             value = value.flatten(0, -2)

@@ -15,9 +15,10 @@ from vlm_patching.graph.ir import (
     swept_place,
     values_of,
 )
-from vlm_patching.graph.structure import FILE, NOISE_KINDS, SWEPT, main_edits
+from vlm_patching.graph.structure import DIMENSIONS, FILE, NOISE_KINDS, SWEPT, main_edits
 
 __all__ = [
+    "DIMENSIONS",
     "FILE",
     "NOISE_KINDS",
     "SWEPT",

@@ -65,6 +65,8 @@ class Pair:
         Character ranges by name, [start, end), of the clean and of the corrupted text.
     regions
         Pixel boxes by name, x0, y0, x1, y1 (ends excluded), of the clean image.
+    task
+        What kind of question it is, where a dataset has several; the `task` coordinate of results.
 
     Raises
     ------
@@ -81,6 +83,7 @@ class Pair:
     spans: Mapping[str, Span] = field(default_factory=dict)
     spans_corrupted: Mapping[str, Span] = field(default_factory=dict)
     regions: Mapping[str, Box] = field(default_factory=dict)
+    task: str = ""
 
     def __post_init__(self) -> None:
         if not self.clean.text.strip() or not self.corrupted.text.strip():

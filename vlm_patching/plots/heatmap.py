@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vlm_patching.analysis import effect, total_effect
+from vlm_patching.analysis import effect, head_functions, total_effect
 from vlm_patching.analysis.effects import LEAST_TOTAL_EFFECT
 from vlm_patching.errors import SpecError, unknown
 from vlm_patching.plots.labels import effect_label, position_labels, subtitle
@@ -30,7 +30,7 @@ def heatmap(
     limit: float | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Mean effect of each layer × position; a panel for every site.
+    """Mean effect of each layer × position; a panel for every site (and window, and strength).
 
     Parameters
     ----------
@@ -55,8 +55,12 @@ def heatmap(
     """
     if "head" in ds.dims:
         raise SpecError("This dataset is of heads; plot.heads draws it.")
+    if "position" not in ds.dims:
+        raise SpecError("This dataset is of blocked edges; plot.knockout draws it.")
     values = mean_effect(ds, metric, normalize)
-    return _panels(ds, values, "position", position_labels(ds), metric, site, normalize, limit, ax)
+    return _panels(
+        ds, values, "position", position_labels(ds), effect_label(ds, metric, normalize), metric, site, limit, ax
+    )
 
 
 def heads(
@@ -78,7 +82,42 @@ def heads(
     if position is not None and position not in labels:
         raise unknown("position in this dataset", position, labels)
     values = mean_effect(ds, metric, normalize).sel(position=position or labels[0])
-    return _panels(ds, values, "head", [str(h) for h in ds["head"].values], metric, site, normalize, limit, ax)
+    numbers = [str(head) for head in ds["head"].values]
+    return _panels(ds, values, "head", numbers, effect_label(ds, metric, normalize), metric, site, limit, ax)
+
+
+def head_function(
+    ds: xr.Dataset,
+    statistic: str = "pointing_ratio",
+    *,
+    site: str | None = None,
+    position: str | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Mean of a statistic of `vp.analysis.head_functions` for each layer × head, of a dataset of attention.
+
+    `pointing_ratio` is drawn as its distance from 1: red where a head looks at the region more than its area asks for.
+    """
+    found = head_functions(ds, position=position)
+    known = [str(name) for name in found.data_vars if "key" not in found[name].dims]
+    if statistic not in known:
+        raise unknown("statistic of head_functions", statistic, known)
+    values = found[statistic].where(ds["kept"] == "kept").mean("example")
+    if "position" in values.dims:
+        labels = [str(label) for label in values["position"].values]
+        if len(labels) > 1:
+            raise SpecError(f"Name one position of {', '.join(labels)}.")
+        values = values.isel(position=0)
+    shown = statistic.replace("_", " ")
+    if statistic == "pointing_ratio":
+        values, shown = values - 1, "pointing ratio - 1"
+    numbers = [str(head) for head in ds["head"].values]
+    return _panels(ds, values, "head", numbers, shown, _measured(ds), site, None, ax)
+
+
+def _measured(ds: xr.Dataset) -> str:
+    """A metric of the clean run."""
+    return next(str(name).removesuffix("_clean") for name in ds.data_vars if str(name).endswith("_clean"))
 
 
 def mean_effect(ds: xr.Dataset, metric: str, normalize: bool) -> xr.DataArray:
@@ -103,18 +142,19 @@ def _panels(
     values: xr.DataArray,
     across: str,
     labels: list[str],
+    shown_as: str,
     metric: str,
     site: str | None,
-    normalize: bool,
     limit: float | None,
     ax: Axes | None,
 ) -> Figure:
     sites = [str(s) for s in ds["site"].values]
     if site is not None and site not in sites:
         raise unknown("site in this dataset", site, sites)
-    shown = [site] if site else sites
+    values = _side_by_side(values.sel(site=[site] if site else sites))
+    shown = [str(s) for s in values["site"].values]
     if ax is not None and len(shown) > 1:
-        raise SpecError(f"One axes holds one site; name it: {', '.join(sites)}.")
+        raise SpecError(f"One axes holds one panel; select one of {', '.join(shown)}.")
     if limit is None:
         limit = float(np.nanmax(np.abs(values.sel(site=shown).values), initial=0.0)) or 1.0
     present = {s: _present(values.sel(site=s), across) for s in shown}
@@ -127,14 +167,27 @@ def _panels(
     for i, (name, panel) in enumerate(zip(shown, axes, strict=True)):
         keep = present[name]
         kept_labels = [label for label, wanted in zip(labels, keep, strict=True) if wanted]
-        bar = effect_label(metric, normalize) if i == len(shown) - 1 else None
+        bar = shown_as if i == len(shown) - 1 else None
         _panel(panel, values.sel(site=name).isel({across: np.flatnonzero(keep)}), across, kept_labels, limit, bar)
         if i:
             panel.set_ylabel("")
     if ax is None:
-        at = f", heads at {values['position'].values}" if across == "head" else ""
+        at = f", heads at {values['position'].values}" if across == "head" and "position" in values.coords else ""
         figure.suptitle(f"{ds.attrs.get('name', '')}{at}\n{subtitle(ds, metric)}", fontsize=10)
     return figure
+
+
+def _side_by_side(values: xr.DataArray) -> xr.DataArray:
+    """Windows and strengths as further panels: "site, window 3"."""
+    for name in ("window", "strength"):
+        if name in values.dims:
+            parts = []
+            for label in values[name].values.tolist():
+                part = values.sel({name: label}, drop=True)
+                names = [f"{site}, {name} {label:g}" for site in part["site"].values]
+                parts.append(part.assign_coords(site=np.array(names, dtype=object)))
+            values = xr.concat(parts, "site", combine_attrs="override")
+    return values
 
 
 def _axes(present: dict[str, np.ndarray], layers: int) -> tuple[Figure, list[Axes]]:

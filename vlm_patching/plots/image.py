@@ -91,7 +91,7 @@ def image(
         values = above_mean(ds) if minus_mean else ds["attention"]
         label = "attention minus the mean of all heads" if minus_mean else "attention"
     else:
-        values, label = effect(ds, metric), effect_label(metric, False)
+        values, label = effect(ds, metric), effect_label(ds, metric, False)
         values = values.mean("draw") if "draw" in values.dims else values
     values, chosen = _pick(values.isel(example=0), across, cell)
     boxes, roles = _patches(ds.isel(example=0), "key_" if of_attention else "")

@@ -36,10 +36,14 @@ def position_labels(ds: xr.Dataset) -> list[str]:
     return labels
 
 
-def effect_label(metric: str, normalized: bool) -> str:
+def effect_label(ds: xr.Dataset, metric: str, normalized: bool) -> str:
     """What the colour bar shows."""
     name = METRICS[metric]["label"]
-    return f"share of the total effect\n({name})" if normalized else f"indirect effect on\n{name}"
+    if normalized:
+        return f"share of the total effect\n({name})"
+    method = str(ds.attrs.get("method", "patch"))
+    said = {"ablate": "loss when ablated, of", "knockout": "loss when blocked, of", "steer": "gain when steered, of"}
+    return f"{said.get(method, 'indirect effect on')}\n{name}"
 
 
 def subtitle(ds: xr.Dataset, metric: str) -> str:

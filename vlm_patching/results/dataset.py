@@ -42,6 +42,7 @@ def template(graph: InterventionGraph, architecture: Architecture, pairs: Sequen
         "answer": ("example", _strings([pair.answer for pair in examples])),
         "foil": ("example", _strings([pair.foil for pair in examples])),
         "text": ("example", _strings([pair.clean.text for pair in examples])),
+        "task": ("example", _strings([pair.task for pair in examples])),
         "kept": ("example", _strings([NOT_RUN] * len(pairs))),
         "said_clean": ("example", _strings([NOT_RUN] * len(pairs))),
     }

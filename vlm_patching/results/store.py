@@ -14,9 +14,10 @@ import xarray as xr
 import zarr
 
 from vlm_patching.errors import RunError, SpecError
+from vlm_patching.graph import DIMENSIONS
 from vlm_patching.results.dataset import NOT_RUN, WRITTEN_LABELS
 
-_DIMENSIONS = ("example", "site", "layer", "head", "position", "draw", "corner")
+_DIMENSIONS = ("example", *DIMENSIONS, "key", "corner")
 
 
 class MemoryStore:
@@ -155,7 +156,9 @@ def load_results(path: str | Path) -> xr.Dataset:
 
 
 def _metric_first(name: Any) -> tuple[str, str]:
-    metric = str(name).removesuffix("_clean").removesuffix("_corrupted")
+    metric = str(name)
+    for suffix in ("_clean", "_corrupted", "_placebo", "_exact"):
+        metric = metric.removesuffix(suffix)
     return metric, str(name)
 
 

@@ -68,7 +68,7 @@ def load(n: int | None = None, seed: int = 0, path: str | Path | None = None) ->
 
 def _pair(line: str, folder: Path, where: str) -> Pair:
     record = parse_json(line, where)
-    _check_keys(record, _REQUIRED, tuple(_RANGES), where)
+    _check_keys(record, _REQUIRED, (*_RANGES, "task"), where)
     prompts = {}
     for side in ("clean", "corrupted"):
         _check_keys(record[side], ("image", "text"), (), f"{where}, {side}")
@@ -77,6 +77,7 @@ def _pair(line: str, folder: Path, where: str) -> Pair:
             _text(record[side]["text"], f"{where}, {side}.text"),
         )
     words: dict[str, Any] = {key: _text(record[key], f"{where}, {key}") for key in ("answer", "foil")}
+    words["task"] = _text(record.get("task", ""), f"{where}, task")
     ranges: dict[str, Any] = {key: _ranges(record, key, length, where) for key, length in _RANGES.items()}
     if type(record["id"]) not in (str, int):
         raise SpecError(f"{where}, id must be text or a whole number, not {record['id']!r}.")

@@ -111,6 +111,7 @@ def _draw(name: str, rng: random.Random, kind: str, aligned: bool, constraints: 
         spans=spans,
         spans_corrupted=spans_corrupted,
         regions={"object": scene.things[question.target].box},
+        task=kind,
     )
 
 
