@@ -147,7 +147,7 @@ class SteerSpec(_Sweep):
     """
 
     vector: str = "difference"
-    strengths: tuple[float | int, ...] = Field(default=(1.0,), min_length=1)
+    strengths: tuple[float, ...] = Field(default=(1.0,), min_length=1)
     on: Literal["clean", "corrupted"] = "corrupted"
 
     _no_repeated_strengths = field_validator("strengths")(unique)
@@ -167,6 +167,13 @@ class ReceiverSpec(Section):
     position: str | int = "last"
 
 
+def _receiver(value: Any) -> Any:
+    """`logits` is no place: None."""
+    if isinstance(value, str) and value != "logits":
+        raise ValueError(f"{value!r} is not understood; give 'logits', or a mapping with site, layer, head, position.")
+    return None if value == "logits" else value
+
+
 class PathSpec(_Sweep):
     """Senders take the value of the other run while everything frozen keeps that of its own; what then reaches the
     receiver is put into it, and nothing else is changed.
@@ -174,7 +181,7 @@ class PathSpec(_Sweep):
     Attributes
     ----------
     receiver
-        A place, or `logits`: the sender's direct effect.
+        A place, or `logits` (also where not given): the sender's direct effect.
     freeze
         Sites held in all layers and positions; the attention (and cross-attention) contexts of the senders' stacks
         where not given, so that every head but the sender keeps still.
@@ -182,7 +189,7 @@ class PathSpec(_Sweep):
         As in `patch`.
     """
 
-    receiver: Literal["logits"] | ReceiverSpec = "logits"
+    receiver: Annotated[ReceiverSpec | None, BeforeValidator(_receiver)] = None
     freeze: tuple[str, ...] | None = None
     direction: Literal["denoise", "noise"] = "denoise"
 

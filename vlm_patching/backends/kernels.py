@@ -145,15 +145,15 @@ def estimate(
     deltas = {term["delta"]: values[term["delta"]] for term in wanted["terms"]}
     for metric in program["metrics"]:
         total = torch.zeros(wanted["cells"], device=logits.device)
-        if deltas:
-            measured = METRICS[metric]["of"](logits, program["answer"], program["foil"], clean).sum()
-            slopes = torch.autograd.grad(measured, list(deltas.values()), retain_graph=True, allow_unused=True)
+        measured = METRICS[metric]["of"](logits, program["answer"], program["foil"], clean).sum()
+        if measured.requires_grad:  # else nothing reads any of these places
+            found_slopes = torch.autograd.grad(measured, list(deltas.values()), retain_graph=True, allow_unused=True)
+            slopes = dict(zip(deltas, found_slopes, strict=True))
             for term in wanted["terms"]:
-                slope = slopes[list(deltas).index(term["delta"])]
+                slope = slopes[term["delta"]]
                 if slope is not None:  # what nothing reads has no effect
-                    total.index_add_(
-                        0, term["of_cell"].to(total.device), products(slope, term, values, wanted["steps"])
-                    )
+                    effects = products(slope, term, values, wanted["steps"])
+                    total.index_add_(0, term["of_cell"].to(total.device), effects)
         base = found[wanted["base"] + "." + metric][0][wanted["base_rows"]]
         found.setdefault(trace["run"] + "." + metric, []).append(base + total.cpu())
 

@@ -20,7 +20,6 @@ from vlm_patching.sweeps import (
     LensSpec,
     PatchSpec,
     PathSpec,
-    ReceiverSpec,
     SteerSpec,
 )
 
@@ -163,6 +162,12 @@ def _path(experiment: Experiment, section: PathSpec, architecture: Architecture)
     corrupted, denoise = _corrupted(experiment, dimensions), section.direction == "denoise"
     base, origin = ("corrupted", "clean") if denoise else ("clean", "corrupted")
     frozen = section.freeze if section.freeze is not None else _heads_of_senders(section, architecture)
+    for field, sites in (("freeze", frozen), ("receiver.site", [section.receiver.site] if section.receiver else [])):
+        try:
+            for site in sites:
+                architecture.locate(site)
+        except SpecError as error:
+            raise _SectionError(f"{field}: {error}") from error
     held = [Read(site, Place(site, "all", None, "all")) for site in frozen]
     clean, corrupted = _two_runs(corrupted, denoise, [Read("z", place)], held)
     over = tuple(dimension.name for dimension in dimensions)
@@ -173,17 +178,12 @@ def _path(experiment: Experiment, section: PathSpec, architecture: Architecture)
         *(Edit("hold", read.at, source=f"{base}.{read.name}") for read in held),
         Edit("replace", place, source=f"{origin}.z"),
     )
-    if section.receiver == "logits":
+    if section.receiver is None:
         return _graph(experiment, [clean, corrupted, Run("patched", on, over, edits)], dimensions, denoise)
-    receiver = _receiver(section.receiver)
+    receiver = Place(section.receiver.site, section.receiver.layer, section.receiver.head, section.receiver.position)
     sender = Run("sender", on, over, edits, (Read("r", receiver),))
     patched = Run("patched", on, over, (*start, Edit("replace", receiver, source="sender.r")))
     return _graph(experiment, [clean, corrupted, sender, patched], dimensions, denoise)
-
-
-def _receiver(receiver: Any) -> Place:
-    assert isinstance(receiver, ReceiverSpec)
-    return Place(receiver.site, receiver.layer, receiver.head, receiver.position)
 
 
 def _heads_of_senders(section: PathSpec, architecture: Architecture) -> list[str]:

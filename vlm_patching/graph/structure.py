@@ -304,6 +304,7 @@ def _check_estimate(graph: InterventionGraph) -> None:
         raise SpecError(f"{graph.estimate} estimates a plain patch, without placebo and with nothing held.")
     for metric in graph.metrics:
         if "scores" in METRICS[metric] and (graph.estimate != "exact" or graph.method == "lens"):
-            raise SpecError(f"{metric} is of whole answers; {graph.estimate} {graph.method} is of the first token.")
+            what = "a lens" if graph.method == "lens" else f"an estimate by {graph.estimate}"
+            raise SpecError(f"{metric} is of whole answers, and {what} of the first token.")
         if "steps" in METRICS[metric] and graph.estimate != "exact":
             raise SpecError(f"{metric} has no gradient, so it cannot be estimated by {graph.estimate}.")
