@@ -119,10 +119,16 @@ def test_a_spec_that_says_too_much_or_too_little_is_refused(changes: dict[str, A
             {**SIP, "patch": {**PATCH, "method": "attribution"}, "metrics": ["answer_log_probability"]},
             ("whole answers", "attribution"),
         ),
-        ("shapes-llava", {"ablate": PATCH, "pairs": {"dataset": "shapes", "n": 1, "keep": "clean_correct_corrupted_wrong"}},
-         ("corrupted run", "ablate")),
-        ("shapes-llava", {"ablate": {**PATCH, "kind": "resample"}, "pairs": {"dataset": "shapes", "n": 1}},
-         ("another pair", "shapes-0-0")),
+        (
+            "shapes-llava",
+            {"ablate": PATCH, "pairs": {"dataset": "shapes", "n": 1, "keep": "clean_correct_corrupted_wrong"}},
+            ("corrupted run", "ablate"),
+        ),
+        (
+            "shapes-llava",
+            {"ablate": {**PATCH, "kind": "resample"}, "pairs": {"dataset": "shapes", "n": 1}},
+            ("another pair", "shapes-0-0"),
+        ),
         (
             "shapes-llava",
             {"corruption": {"kind": "constraint_replacement"}, "patch": PATCH},
@@ -138,7 +144,7 @@ def test_a_spec_that_says_too_much_or_too_little_is_refused(changes: dict[str, A
             ("no two words", "shapes-0-0"),
         ),
     ],
-)  # fmt: skip
+)
 def test_what_a_model_or_a_pair_lacks_is_refused_by_name(
     model: str, changes: dict[str, Any], parts: tuple[str, ...]
 ) -> None:
