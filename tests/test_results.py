@@ -229,6 +229,7 @@ def test_the_results_in_memory_in_zarr_and_in_netcdf_are_equal(
     stored = vp.run(spec, model=model, store=tmp_path / "a.zarr", progress=False)
     xr.testing.assert_equal(memory, stored)
     xr.testing.assert_identical(vp.load_results(tmp_path / "a.zarr"), stored)
+    assert set(memory.variables) == set(stored.variables)
     for name in memory.variables:
         assert memory[name].dims == stored[name].dims and memory[name].dtype == stored[name].dtype, name
     assert set(memory.attrs) == set(stored.attrs)

@@ -152,7 +152,9 @@ def load_results(path: str | Path) -> xr.Dataset:
     for name, variable in loaded.variables.items():
         if variable.dtype.kind in "TU":  # zarr gives its own string type; one kind of label everywhere
             loaded[name] = (variable.dims, np.array(variable.values.tolist(), dtype=object), variable.attrs)
-    return loaded[sorted(loaded.data_vars, key=_metric_first)].transpose(*_DIMENSIONS, missing_dims="ignore")
+    variables = {name: loaded[name] for name in sorted(loaded.data_vars, key=_metric_first)}
+    ordered = xr.Dataset(variables, loaded.coords, loaded.attrs)
+    return ordered.transpose(*_DIMENSIONS, missing_dims="ignore")
 
 
 def _metric_first(name: Any) -> tuple[str, str]:
