@@ -34,6 +34,8 @@ CORRUPTIONS: dict[str, dict[str, Any]] = {
 }
 QUESTION = {"semantic_image_pair": "color_choice", "symmetric_token_replacement": "place", "gaussian_noise": "color"}
 NOISE = 3.0
+# What stands in the place of "small red object".
+PHRASES = {"shorter": "red object", "longer": "object cyan red object", "as long": "large red object"}
 
 Inputs = dict[str, Tensor]
 Cell = dict[str, Any]
@@ -44,7 +46,7 @@ class Case:
     """One model and one pair, prepared for the oracle without the package's help.
 
     Answer and foil are the words most likely in the clean and the corrupted run, so that effects are large whatever the
-    weights; `noise` is in absolute units.
+    weights; `noise` is in absolute units, `embeds` the shape of the image embeddings.
     """
 
     module: Any
@@ -55,6 +57,7 @@ class Case:
     columns: int
     tokenizer: Any
     noise: float
+    embeds: torch.Size
 
     @property
     def text_stack(self) -> str:
@@ -113,9 +116,7 @@ class Case:
 
     def draws(self, count: int = DRAWS) -> list[Tensor]:
         """The noise that each draw adds to the image embeddings."""
-        _, read = oracle.run(self.module, self.inputs["clean"], read=[("image_embeds", None)])
-        shape = read["image_embeds", None].shape
-        return [self.noise * drawn for drawn in standard_normal(self.pair.id, SEED, count, shape)]
+        return [self.noise * drawn for drawn in standard_normal(self.pair.id, SEED, count, self.embeds)]
 
     def settings(self, corruption: str) -> dict[str, Any]:
         """The section `corruption` of a spec."""
@@ -131,6 +132,14 @@ class Case:
 
     def metrics(self, logits: Tensor) -> dict[str, float]:
         return oracle.metrics(logits, self.answer, self.foil)
+
+    def functions(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """The metrics once more, as what can be differentiated."""
+        return {
+            "probability": lambda logits: logits.softmax(-1)[self.answer],
+            "log_probability": lambda logits: logits.log_softmax(-1)[self.answer],
+            "logit_difference": lambda logits: logits[self.answer] - logits[self.foil],
+        }
 
 
 def make_case(model: Model, corruption: str = "semantic_image_pair", pair: vp.Pair | None = None) -> Case:
@@ -156,30 +165,73 @@ def make_case(model: Model, corruption: str = "semantic_image_pair", pair: vp.Pa
     answer, foil = (processor.tokenizer.convert_ids_to_tokens(i) for i in likely)
     pair = replace(pair, answer=answer, foil=foil)
     grid = inputs["clean"]["pixel_values"].shape[-1] // module.config.vision_config.patch_size
-    return Case(module, pair, inputs, likely[0], likely[1], grid, processor.tokenizer, noise)
+    return Case(module, pair, inputs, likely[0], likely[1], grid, processor.tokenizer, noise, embeds.shape)
 
 
 def make_cases(model: Model, pairs: Sequence[vp.Pair], corruption: str = "semantic_image_pair") -> list[Case]:
     """Prepare several pairs, with the noise of the first."""
-    made = [make_case(model, corruption, pair) for pair in pairs]
-    return [replace(case, noise=made[0].noise) for case in made]
+    return with_one_noise([make_case(model, corruption, pair) for pair in pairs])
 
 
-def unsure_case(model: Model) -> Case:
-    """The case whose question, about "the object" where there are several, the model answers with the least certainty.
+def with_one_noise(cases: Sequence[Case]) -> list[Case]:
+    """Cases of one run share the noise of the first."""
+    return [replace(case, noise=cases[0].noise) for case in cases]
 
-    What changes an answer little shows in its probability only where that is not close to 1.
+
+def unsure_cases(model: Model, subject: str = "small red object", n: int = 1) -> list[Case]:
+    """Of 24 drawn pairs the n of which the model is least sure, with either picture, once the subject is not clear.
+
+    What changes an answer little shows in its probability only where that is neither 0 nor 1. Answer and foil are the
+    words that are furthest from both, and the noise is a twentieth of the other cases'.
     """
+    vocabulary = model.description.processor.tokenizer.get_vocab()
+    words = [i for word, i in vocabulary.items() if word.isalpha()]
     made = []
-    for drawn in vp.load_pairs("shapes", n=8, seed=3):
-        text = f"is the object {drawn.foil} or {drawn.answer}?"
-        words = {"subject": "object", "answer_option": drawn.answer, "foil_option": drawn.foil}
-        spans = {name: (text.index(word), text.index(word) + len(word)) for name, word in words.items()}
-        prompts = [replace(prompt, text=text) for prompt in (drawn.clean, drawn.corrupted)]
-        pair = replace(drawn, clean=prompts[0], corrupted=prompts[1], spans=spans, spans_corrupted=spans)
+    for drawn in vp.load_pairs("shapes", n=24, seed=3):
+        pair = _about(drawn, subject)
+        inputs = [prepare(model, prompt.image, prompt.text) for prompt in (pair.clean, pair.corrupted)]
+        both = torch.stack([oracle.run(model.envoy._module, one)[0] for one in inputs]).softmax(-1)
+        doubt = torch.minimum(both, 1 - both).min(0).values
+        answer, foil = (words[i] for i in doubt[words].topk(2).indices.tolist())
+        made.append((doubt[answer].item(), pair, answer, foil))
+    found = []
+    for _, pair, answer, foil in sorted(made, key=lambda one: -one[0])[:n]:
         case = make_case(model, pair=pair)
-        made.append((case.metrics(oracle.run(case.module, case.inputs["clean"])[0])["probability"], case))
-    return min(made, key=lambda one: one[0])[1]
+        names = case.tokenizer.convert_ids_to_tokens([answer, foil])
+        named = replace(case.pair, answer=names[0], foil=names[1])
+        found.append(replace(case, pair=named, answer=answer, foil=foil, noise=case.noise / 20))
+    return with_one_noise(found)
+
+
+def _about(pair: vp.Pair, subject: str) -> vp.Pair:
+    """A question about a colour, asked about another subject in both texts."""
+    before, middle = f"is the {subject} ", f"{pair.foil} or "
+    text = f"{before}{middle}{pair.answer}?"
+    spans = {
+        "subject": (len("is the "), len(before) - 1),
+        "foil_option": (len(before), len(before + pair.foil)),
+        "answer_option": (len(before + middle), len(text) - 1),
+    }
+    clean, corrupted = (replace(prompt, text=text) for prompt in (pair.clean, pair.corrupted))
+    name = f"{subject}-{pair.id}"
+    return replace(pair, id=name, clean=clean, corrupted=corrupted, spans=spans, spans_corrupted=spans)
+
+
+def with_phrase(model: Model, case: Case, phrase: str) -> tuple[Case, dict[int, int]]:
+    """The case with its subject replaced, and where each clean token is in the new prompt, if it is there.
+
+    Tokens of the subject are paired from its end: last with last, and those left over at the front with none.
+    """
+    start, stop = case.pair.spans["subject"]
+    text = case.pair.clean.text[:start] + phrase + case.pair.clean.text[stop:]
+    inputs = {**case.inputs, "constraint_replacement": prepare(model, case.pair.clean.image, text)}
+    clean, corrupted = (inputs[kind]["input_ids"][0].tolist() for kind in ("clean", "constraint_replacement"))
+    subject, shift = case.indices(case.text_stack, "subject"), len(corrupted) - len(clean)
+    before = {i: i for i in range(subject[0])}
+    within = {i: i + shift for i in subject if i + shift >= subject[0]}
+    after = {i: i + shift for i in range(subject[-1] + 1, len(clean))}
+    assert all(clean[i] == corrupted[j] for i, j in (before | after).items())
+    return replace(case, inputs=inputs), before | within | after
 
 
 def prepare(model: Model, image: Any, text: str) -> Inputs:
@@ -193,11 +245,13 @@ def prepare(model: Model, image: Any, text: str) -> Inputs:
     return inputs
 
 
-def standard_normal(pair_id: str, seed: int, draws: int, shape: torch.Size) -> list[Tensor]:
+def standard_normal(
+    pair_id: str, seed: int, draws: int, shape: Sequence[int], site: str = "image_embeds"
+) -> list[Tensor]:
     """Draw d of a pair is seeded by the first 7 bytes of SHA-256 of "seed/purpose/pair/draw"."""
     drawn = []
     for draw in range(draws):
-        text = f"{seed}/image_embeds noise/{pair_id}/{draw}"
+        text = f"{seed}/{site} noise/{pair_id}/{draw}"
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
         drawn.append(torch.randn(shape[1:], generator=generator)[None])
     return drawn
