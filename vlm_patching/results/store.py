@@ -173,11 +173,21 @@ def check_resumable(path: str | Path, attributes: Mapping[str, Any]) -> None:
             f"{attributes['experiment_id']}): {_differences(found, attributes)}. Name another store, or remove this "
             "one."
         )
+    _check_same_vector(path, found, attributes)
     if found.get("pairs_sha256") != attributes["pairs_sha256"]:
         then, now = str(found.get("pairs_sha256"))[:12], attributes["pairs_sha256"][:12]
         raise SpecError(
             f"Store {path} belongs to the same experiment on other pairs: their texts, answers, pictures, number or "
             f"order have changed (sha256 {then}, now {now}). Name another store, or remove this one."
+        )
+
+
+def _check_same_vector(path: str | Path, found: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+    then, now = (str(a.get("vector_sha256", ""))[:12] for a in (found, attributes))
+    if then != now:
+        raise SpecError(
+            f"Store {path} was begun with other vectors in the same file (sha256 {then}, now {now}). Name another "
+            "store, or remove this one."
         )
 
 
