@@ -161,25 +161,51 @@ def make_case(model: Model, corruption: str = "semantic_image_pair", pair: vp.Pa
 
 def make_cases(model: Model, pairs: Sequence[vp.Pair], corruption: str = "semantic_image_pair") -> list[Case]:
     """Prepare several pairs, with the noise of the first."""
-    made = [make_case(model, corruption, pair) for pair in pairs]
-    return [replace(case, noise=made[0].noise) for case in made]
+    return with_one_noise([make_case(model, corruption, pair) for pair in pairs])
 
 
-def unsure_case(model: Model) -> Case:
-    """The case whose question, about "the object" where there are several, the model answers with the least certainty.
+def with_one_noise(cases: Sequence[Case]) -> list[Case]:
+    """Cases of one run share the noise of the first."""
+    return [replace(case, noise=cases[0].noise) for case in cases]
 
-    What changes an answer little shows in its probability only where that is not close to 1.
+
+def unsure_cases(model: Model, subject: str = "small red object", n: int = 1) -> list[Case]:
+    """Of 24 drawn pairs the n of which the model is least sure, with either picture, once the subject is not clear.
+
+    What changes an answer little shows in its probability only where that is neither 0 nor 1. Answer and foil are the
+    words that are furthest from both, and the noise is a twentieth of the other cases'.
     """
+    vocabulary = model.description.processor.tokenizer.get_vocab()
+    words = [i for word, i in vocabulary.items() if word.isalpha()]
     made = []
-    for drawn in vp.load_pairs("shapes", n=8, seed=3):
-        text = f"is the object {drawn.foil} or {drawn.answer}?"
-        words = {"subject": "object", "answer_option": drawn.answer, "foil_option": drawn.foil}
-        spans = {name: (text.index(word), text.index(word) + len(word)) for name, word in words.items()}
-        prompts = [replace(prompt, text=text) for prompt in (drawn.clean, drawn.corrupted)]
-        pair = replace(drawn, clean=prompts[0], corrupted=prompts[1], spans=spans, spans_corrupted=spans)
+    for drawn in vp.load_pairs("shapes", n=24, seed=3):
+        pair = _about(drawn, subject)
+        inputs = [prepare(model, prompt.image, prompt.text) for prompt in (pair.clean, pair.corrupted)]
+        both = torch.stack([oracle.run(model.envoy._module, one)[0] for one in inputs]).softmax(-1)
+        doubt = torch.minimum(both, 1 - both).min(0).values
+        answer, foil = (words[i] for i in doubt[words].topk(2).indices.tolist())
+        made.append((doubt[answer].item(), pair, answer, foil))
+    found = []
+    for _, pair, answer, foil in sorted(made, key=lambda one: -one[0])[:n]:
         case = make_case(model, pair=pair)
-        made.append((case.metrics(oracle.run(case.module, case.inputs["clean"])[0])["probability"], case))
-    return min(made, key=lambda one: one[0])[1]
+        names = case.tokenizer.convert_ids_to_tokens([answer, foil])
+        named = replace(case.pair, answer=names[0], foil=names[1])
+        found.append(replace(case, pair=named, answer=answer, foil=foil, noise=case.noise / 20))
+    return with_one_noise(found)
+
+
+def _about(pair: vp.Pair, subject: str) -> vp.Pair:
+    """A question about a colour, asked about another subject in both texts."""
+    before, middle = f"is the {subject} ", f"{pair.foil} or "
+    text = f"{before}{middle}{pair.answer}?"
+    spans = {
+        "subject": (len("is the "), len(before) - 1),
+        "foil_option": (len(before), len(before + pair.foil)),
+        "answer_option": (len(before + middle), len(text) - 1),
+    }
+    clean, corrupted = (replace(prompt, text=text) for prompt in (pair.clean, pair.corrupted))
+    name = f"{subject}-{pair.id}"
+    return replace(pair, id=name, clean=clean, corrupted=corrupted, spans=spans, spans_corrupted=spans)
 
 
 def prepare(model: Model, image: Any, text: str) -> Inputs:
@@ -193,11 +219,13 @@ def prepare(model: Model, image: Any, text: str) -> Inputs:
     return inputs
 
 
-def standard_normal(pair_id: str, seed: int, draws: int, shape: torch.Size) -> list[Tensor]:
+def standard_normal(
+    pair_id: str, seed: int, draws: int, shape: Sequence[int], site: str = "image_embeds"
+) -> list[Tensor]:
     """Draw d of a pair is seeded by the first 7 bytes of SHA-256 of "seed/purpose/pair/draw"."""
     drawn = []
     for draw in range(draws):
-        text = f"{seed}/image_embeds noise/{pair_id}/{draw}"
+        text = f"{seed}/{site} noise/{pair_id}/{draw}"
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
         drawn.append(torch.randn(shape[1:], generator=generator)[None])
     return drawn
@@ -229,7 +257,13 @@ def results(
 ) -> xr.Dataset:
     """What the package gives for an experiment on the cases' pairs."""
     pairs = [case.pair for case in cases]
-    return vp.run(experiment(section, corruption, metrics), model=model, inputs=pairs, progress=False)
+    return vp.run(
+        experiment(section, corruption, metrics),
+        model=model,
+        inputs=pairs,
+        progress=False,
+        checks=not __import__("os").environ.get("NOCHECK"),
+    )
 
 
 def window(layer: int, width: int, layers: int) -> list[int]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cases import NAMES, TOLERANCE, Case, Cell, assert_equals_oracle, results, unsure_case, window
+from tests.cases import NAMES, TOLERANCE, Case, Cell, assert_equals_oracle, results, unsure_cases, window
 from tests.oracle.attention import blocked
 from tests.oracle.patching import head_count, layer_count
 
@@ -57,7 +57,7 @@ SITES = [(name, site) for name in NAMES for site in EDGES if ("language" in site
 
 @pytest.fixture(scope="module")
 def cases(loaded: dict[str, Any]) -> dict[str, Case]:
-    return {name: unsure_case(model) for name, model in loaded.items()}
+    return {name: unsure_cases(model)[0] for name, model in loaded.items()}
 
 
 def fits(case: Case, site: str, edges: str) -> bool:

@@ -40,6 +40,7 @@ def edited_in_turn(
     positions: Sequence[int],
     head: int | None,
     change: Callable[[Layer, Tensor], Tensor],
+    base_noise: Tensor | None = None,
 ) -> Tensor:
     """Run with a site changed in several layers, each layer's value taken with the layers below already changed.
 
@@ -67,7 +68,7 @@ def edited_in_turn(
         Logits at the read-out position, float32 ``[vocab]``.
     """
     where = list(positions)
-    edits: list[Edit] = []
+    edits = noise_edits(base_noise)
     for layer in sorted(set(layers), key=lambda index: -1 if index is None else index):
         value = run(model, inputs, edits, [(site, layer)])[1][site, layer]
         value[0, where] = change(layer, value[0, where]).to(value.dtype)
@@ -153,12 +154,13 @@ def steered(
     vector: Tensor,
     strength: float,
     head: int | None = None,
+    base_noise: Tensor | None = None,
 ) -> Tensor:
     """Run with ``strength * vector`` added to a site at some positions of every one of several layers.
 
     Parameters
     ----------
-    model, inputs, site, layers, positions, head
+    model, inputs, site, layers, positions, head, base_noise
         As in `edited_in_turn`.
     vector : Tensor
         ``[width]`` of the whole site, of which a head takes its slice.
@@ -170,7 +172,9 @@ def steered(
     Tensor
         Logits at the read-out position, float32 ``[vocab]``.
     """
-    return edited_in_turn(model, inputs, site, layers, positions, head, lambda _, old: old + strength * vector)
+    return edited_in_turn(
+        model, inputs, site, layers, positions, head, lambda _, old: old + strength * vector, base_noise
+    )
 
 
 def patched_jointly(

@@ -117,7 +117,7 @@ def attribution(
     base_inputs, source_inputs : dict
         The run that is patched, and the run that the values come from.
     site : str
-        As in the method notes.
+        As in the method notes. Sites joined by "+", of one stack, are changed together.
     layers : sequence of int or None
         ``[None]`` for ``image_embeds``.
     positions : sequence of int
@@ -134,18 +134,18 @@ def attribution(
     float
         In the metric's units.
     """
-    keys = [(site, layer) for layer in layers]
+    keys = [(part, layer) for layer in layers for part in site.split("+")]
     _, base = run(model, base_inputs, noise_edits(base_noise), keys)
     _, source = run(model, source_inputs, noise_edits(source_noise), keys)
     # What the gradient is taken of: zeros added to the values.
     probes = [torch.zeros_like(base[key]).requires_grad_() for key in keys]
     changes = noise_changes(base_noise)
-    changes += [("add", site, layer, probe) for layer, probe in zip(layers, probes, strict=True)]
+    changes += [("add", *key, probe) for key, probe in zip(keys, probes, strict=True)]
     value = metric(forward(model, base_inputs, changes))
     estimate = value.item()
     for key, gradient in zip(keys, gradients(value, probes), strict=True):
         product = ((source[key] - base[key]).double() * gradient.double())[0]
-        estimate += product[list(positions), columns(model, site, head, product.shape[-1])].sum().item()
+        estimate += product[list(positions), columns(model, key[0], head, product.shape[-1])].sum().item()
     return estimate
 
 
@@ -182,7 +182,7 @@ def integrated(
         In the metric's units. Over all positions and heads it tends, as steps grow, to the metric of the base with all
         of the layers' site replaced jointly.
     """
-    keys = [(site, layer) for layer in layers]
+    keys = [(part, layer) for layer in layers for part in site.split("+")]
     _, base = run(model, base_inputs, noise_edits(base_noise), keys)
     _, source = run(model, source_inputs, noise_edits(source_noise), keys)
     estimate = metric(forward(model, base_inputs, noise_changes(base_noise))).item()
@@ -190,9 +190,9 @@ def integrated(
         alpha = (k + 0.5) / steps
         points = [(base[key] + alpha * (source[key] - base[key])).requires_grad_() for key in keys]
         changes = noise_changes(base_noise)
-        changes += [("put", site, layer, point) for layer, point in zip(layers, points, strict=True)]
+        changes += [("put", *key, point) for key, point in zip(keys, points, strict=True)]
         value = metric(forward(model, base_inputs, changes))
         for key, gradient in zip(keys, gradients(value, points), strict=True):
             product = ((source[key] - base[key]).double() * gradient.double())[0]
-            estimate += product[list(positions), columns(model, site, head, product.shape[-1])].sum().item() / steps
+            estimate += product[list(positions), columns(model, key[0], head, product.shape[-1])].sum().item() / steps
     return estimate

@@ -240,8 +240,11 @@ def check_cells(
             continue  # tokens without a partner keep their own values
         component = "resid_post" if "resid_post" in stack.taps else stack.name
         layer = stack.last_layer
-        if stack.name == architecture.text_stack and architecture.image.inline and max(map(len, answers)) > 1:
-            component, layer = "resid_pre", 0  # tokens of the answer attend to what is below, too
+        if max(map(len, answers)) > 1:  # tokens of the answer attend to what is below, and to what is around
+            if stack.name == "answer_decoder":
+                continue
+            if stack.name == architecture.text_stack and architecture.image.inline:
+                component, layer = "resid_pre", 0
         everywhere = Chosen("all", tuple(range(len(pair.positions[stack.name].positions))))
         name = component if component == stack.name else f"{stack.name}.{component}"
         known[f"everything in {stack.name}"] = (Cell(name, layer, 1, (layer,), None, everywhere), graph.origin)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -120,6 +120,11 @@ class Job:
             "bases": [self._base(run, sweeps) for run in graph.runs if run.name not in SWEPT],
             "sweeps": sweeps,
         }
+
+    def halved(self, settings: Settings) -> Settings:
+        """Passes of half the size; the same where they are of one cell already."""
+        rows = settings.rows or self.rows_per_pass
+        return replace(settings, rows=max(1, rows // 2), tokens=max(1, settings.tokens // 2))
 
     def _forced(self, metrics: Sequence[str]) -> list[dict[str, Any] | None]:
         """Whole answers to be teacher-forced, one after the other; only None where no metric is of them."""

@@ -1,0 +1,164 @@
+"""Path patching and severed traces equal the oracle's, which freezes and holds everything by plain hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from tests.cases import NAMES, TOLERANCE, Case, Cell, assert_equals_oracle, results, unsure_cases
+from tests.oracle.patching import head_count, layer_count, patched, run
+from tests.oracle.paths import path_patched, severed
+
+# What passes along one path is little; the less it may be off.
+SMALL = {metric: tolerance / 4 for metric, tolerance in TOLERANCE.items()}
+RUNS = [
+    ("semantic_image_pair", "denoise"),
+    ("semantic_image_pair", "noise"),
+    ("gaussian_noise", "denoise"),
+    ("gaussian_noise", "noise"),
+]
+SENDER = {"blip": "question_encoder.cross_attn_head", "llava": "language.attn_head"}
+STACK = {"blip": "question_encoder", "llava": "language"}
+CONTEXTS = {
+    "blip": ["question_encoder.attn_context", "question_encoder.cross_attn_context"],
+    "llava": ["language.attn_context"],
+}
+FROM = {"blip": ["question", "last"], "llava": ["image:object", "question", "last"]}
+AT = {"question_encoder": "question", "answer_decoder": "decoding", "language": "last"}
+
+
+def family(name: str) -> str:
+    return "blip" if "blip" in name else "llava"
+
+
+@pytest.fixture(scope="module")
+def cases(loaded: dict[str, Any]) -> dict[str, Case]:
+    return {name: unsure_cases(model)[0] for name, model in loaded.items()}
+
+
+def assert_path(
+    model: Any,
+    case: Case,
+    corruption: str,
+    section: dict[str, Any],
+    frozen: Sequence[str],
+    direction: str = "denoise",
+) -> None:
+    """Hold a section `path` against the oracle; `frozen` is what the section, or its default, should freeze."""
+    ds = results(model, [case], {"path": section | {"direction": direction}}, case.settings(corruption))
+    receiver = section.get("receiver", "logits")
+    end = None
+    if receiver != "logits":
+        stack = receiver["site"].split(".")[0]
+        end = (receiver["site"], receiver["layer"], receiver.get("head"), case.indices(stack, receiver["position"]))
+
+    def wanted(cell: Cell) -> dict[str, float]:
+        base, source, noise = case.sides(corruption, direction, cell.get("draw", 0))
+        positions = case.indices(cell["site"].split(".")[0], cell["position"])
+        sender = (cell["site"], cell["layer"], cell.get("head"), positions)
+        return case.metrics(path_patched(case.module, base, source, sender, end, frozen, **noise))
+
+    assert_equals_oracle(ds, wanted, SMALL)
+
+
+@pytest.mark.parametrize(("corruption", "direction"), RUNS)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_direct_path_of_a_head_to_the_logits_equals_the_oracle(
+    name: str, corruption: str, direction: str, loaded: dict[str, Any], cases: dict[str, Case]
+) -> None:
+    case, site = cases[name], SENDER[family(name)]
+    section = {"sites": [site], "positions": ["last"]}
+    assert_path(loaded[name], case, corruption, section, CONTEXTS[family(name)], direction)
+
+
+@pytest.mark.parametrize("freeze", ["default", "nothing", "mlp", "everything"])
+@pytest.mark.parametrize("receiver", ["head", "resid_post"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_from_head_to_receiver_equals_the_oracle(
+    name: str, receiver: str, freeze: str, loaded: dict[str, Any], cases: dict[str, Case]
+) -> None:
+    case, site, stack = cases[name], SENDER[family(name)], STACK[family(name)]
+    layer, head = busiest_head(case, f"{stack}.attn_head")
+    top = layer_count(case.module, site) - 1
+    end: dict[str, Any] = {"site": f"{stack}.resid_post", "layer": top, "position": AT[stack]}
+    if receiver == "head":
+        end = {"site": f"{stack}.attn_head", "layer": layer, "head": head, "position": AT[stack]}
+    frozen = {
+        "default": CONTEXTS[family(name)],
+        "nothing": [],
+        "mlp": [f"{stack}.mlp_out"],
+        "everything": [*CONTEXTS[family(name)], f"{stack}.mlp_out"],
+    }[freeze]
+    section: dict[str, Any] = {"sites": [site], "positions": FROM[family(name)], "receiver": end}
+    section["layers"] = list(range(layer))
+    section |= {} if freeze == "default" else {"freeze": frozen}
+    assert_path(loaded[name], case, "semantic_image_pair", section, frozen)
+
+
+def busiest_head(case: Case, site: str) -> tuple[int, int]:
+    """The head, not of the lowest layer, whose value in the corrupted run changes the clean run most."""
+    base, source, _ = case.sides("semantic_image_pair", "noise")
+    positions = case.indices(site.split(".")[0], AT[site.split(".")[0]])
+    before = run(case.module, base)[0]
+    change = {
+        (layer, head): (patched(case.module, base, source, site, layer, positions, head) - before).abs().max().item()
+        for layer in range(1, layer_count(case.module, site))
+        for head in range(head_count(case.module, site))
+    }
+    return max(change, key=lambda place: change[place])
+
+
+@pytest.mark.parametrize(("corruption", "direction"), RUNS)
+@pytest.mark.parametrize("name", [name for name in NAMES if "blip" in name])
+def test_a_path_across_stacks_equals_the_oracle(
+    name: str, corruption: str, direction: str, loaded: dict[str, Any], cases: dict[str, Case]
+) -> None:
+    case, site = cases[name], "answer_decoder.cross_attn_head"
+    layer, head = busiest_head(case, site)
+    receiver = {"site": site, "layer": layer, "head": head, "position": "decoding"}
+    top = layer_count(case.module, site) - 1
+    section = {"sites": [SENDER["blip"]], "positions": ["question", "last"], "layers": [1, top], "receiver": receiver}
+    assert_path(loaded[name], case, corruption, section, CONTEXTS["blip"], direction)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_whole_module_sends_and_a_receiver_under_another_name_of_a_frozen_place_is_read(
+    name: str, loaded: dict[str, Any], cases: dict[str, Case]
+) -> None:
+    """The contexts are frozen, but for the layer that the receiver is a head of."""
+    case, stack = cases[name], STACK[family(name)]
+    layer, head = busiest_head(case, f"{stack}.attn_head")
+    receiver = {"site": f"{stack}.attn_head", "layer": layer, "head": head, "position": AT[stack]}
+    section = {"sites": [f"{stack}.resid_post"], "positions": FROM[family(name)], "receiver": receiver}
+    assert_path(loaded[name], case, "semantic_image_pair", section, CONTEXTS[family(name)])
+
+
+@pytest.mark.parametrize("sever", ["mlp_out", "attn_out"])
+@pytest.mark.parametrize(("corruption", "direction"), RUNS)
+@pytest.mark.parametrize("name", NAMES)
+def test_severed_traces_equal_the_oracle(
+    name: str,
+    corruption: str,
+    direction: str,
+    sever: str,
+    loaded: dict[str, Any],
+    cases: dict[str, Case],
+) -> None:
+    case, stack = cases[name], STACK[family(name)]
+    section = {
+        "sites": [f"{stack}.resid_post"],
+        "positions": FROM[family(name)],
+        "direction": direction,
+        "sever": sever,
+    }
+    ds = results(loaded[name], [case], {"patch": section}, case.settings(corruption))
+
+    def wanted(cell: Cell) -> dict[str, float]:
+        base, source, noise = case.sides(corruption, direction, cell.get("draw", 0))
+        positions = case.indices(stack, cell["position"])
+        logits = severed(case.module, base, source, cell["site"], cell["layer"], positions, sever, **noise)
+        return case.metrics(logits)
+
+    assert_equals_oracle(ds, wanted)
