@@ -1,4 +1,4 @@
-"""The engine gives the numbers of one forward pass a cell, whatever it reuses and however it cuts a sweep into batches."""
+"""The engine gives the numbers of one pass a cell, whatever it reuses and however it cuts a sweep into batches."""
 
 from __future__ import annotations
 
