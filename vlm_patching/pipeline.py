@@ -199,7 +199,7 @@ def _sweep(
     every = 0.1 if sys.stderr.isatty() else 10  # a log wants a line now and then
     with tqdm(total=total, unit="cell", desc=graph.name, disable=not progress, mininterval=every) as bar:
         for count, i in enumerate(todo, start=1):
-            bar.set_postfix_str(f"example {count}/{len(todo)}")
+            bar.set_postfix_str(f"example {count}/{len(todo)}", refresh=False)
             job = Job(graph, architecture, prepared.encode(i), shared)
             cells = cells_of(graph, architecture, job.pair)
             found, settings = _found(model, job, cells, settings)

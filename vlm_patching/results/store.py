@@ -202,7 +202,7 @@ def check_same_weights(path: str | Path, found: Mapping[str, Any], digest: str) 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     mine, theirs = (_flat(json.loads(a.get("experiment", a["graph"]))) for a in (wanted, found))
-    keys = [k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
+    keys = [k for k in sorted({*mine, *theirs}) if repr(mine.get(k)) != repr(theirs.get(k))]  # 1 and 1.0 differ
     shown = [f"{key} is {theirs.get(key)!r} there and {mine.get(key)!r} here" for key in keys[:3]]
     return "; ".join(shown) + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
 
