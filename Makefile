@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types check presets findings train clean
+.PHONY: help demo test lint format types check presets findings bench train clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -41,6 +41,9 @@ presets: $(STAMP)  ## run every preset on the bundled models
 
 findings: $(STAMP)  ## run every preset and write docs/findings.md
 	$(BIN)/python experiments/findings.py
+
+bench: $(STAMP)  ## time the engine against the naive loop
+	$(BIN)/python benchmarks/run.py
 
 train: $(STAMP)  ## train the bundled models from nothing
 	$(BIN)/python experiments/shapes/train.py

@@ -266,7 +266,7 @@ def test_a_batch_of_no_rows_is_refused() -> None:
 
 
 def next_row(value: Any, op: dict[str, Any], values: dict[str, Any], right: Any = kernels.edited) -> Any:
-    return right(value, op | {"at_rows": op["at_rows"].roll(1)}, values)
+    return right(value, op | {name: op[name].roll(1) for name in ("at_rows", "at_positions")}, values)
 
 
 def no_row(value: Any, op: dict[str, Any], values: dict[str, Any]) -> Any:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlm_patching.diagnosis import diagnose
     from vlm_patching.errors import CheckError, RunError, SpecError
     from vlm_patching.experiment import Experiment
+    from vlm_patching.forecast import plan
     from vlm_patching.graph import InterventionGraph
     from vlm_patching.models import bundled_models, describe_model, load_model
     from vlm_patching.pairs import Pair, Prompt, corrupt_images, load_pairs
@@ -45,6 +46,7 @@ _HOME = {
     "load_model": "models",
     "load_pairs": "pairs",
     "load_results": "results",
+    "plan": "forecast",
     "presets": "catalog",
     "run": "pipeline",
     "total_effect": "analysis",
@@ -67,6 +69,7 @@ __all__ = [
     "load_model",
     "load_pairs",
     "load_results",
+    "plan",
     "plot",
     "presets",
     "run",

@@ -43,6 +43,7 @@ def run(
     ] = None,
     backend: Annotated[str, typer.Option(help="Where the model runs: local.")] = "local",
     changes: Changes = None,
+    engine: Annotated[str, typer.Option(help="fast, or naive: one forward pass a cell.")] = "fast",
     checks: Annotated[bool, typer.Option(help="Trust checks on the first kept example.")] = True,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one for a small model.")] = None,
 ) -> None:
@@ -53,7 +54,7 @@ def run(
     file_name = re.sub(r"[^\w+-]+", "_", experiment.name)
     store = output or Path("results") / f"{file_name}.zarr"
     try:
-        ds = vp.run(experiment, backend=backend, store=store, checks=checks, threads=threads)
+        ds = vp.run(experiment, backend=backend, store=store, engine=engine, checks=checks, threads=threads)
     except KeyboardInterrupt:
         print(f"\nStopped. What is done is in {store}; the same command goes on from there.", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -83,6 +84,24 @@ def graph(
         raise SpecError("--json and --mermaid are two ways to print a graph; give one.")
     drawn = vp.Experiment.from_spec(spec, _parse_changes(changes)).graph()
     print(drawn.to_json() if as_json else drawn.to_mermaid() if mermaid else drawn)
+
+
+@app.command()
+def plan(
+    spec: Spec,
+    changes: Changes = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Load the model and time a pair.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an experiment will cost, before anything runs."""
+    import vlm_patching as vp
+
+    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes))
+    model = None
+    if calibrate:
+        model = vp.load_model(experiment.model.name, revision=experiment.model.revision, dtype=experiment.model.dtype)
+    found = vp.plan(experiment, model=model)
+    print(json.dumps(found.to_dict(), indent=2) if as_json else found)
 
 
 @app.command()

@@ -27,7 +27,7 @@ from vlm_patching.preparation import Prepared, corrupted_pairs, prepare
 
 def diagnose(
     what: Experiment | str | Path,
-    corruptions: Sequence[Mapping[str, Any]] | None = None,
+    corruptions: Sequence[str | Mapping[str, Any]] | None = None,
     *,
     model: Model | str | None = None,
     inputs: Sequence[Pair] | None = None,
@@ -40,7 +40,7 @@ def diagnose(
     what
         An experiment, a preset's name or a YAML file: its model, pairs and metrics.
     corruptions
-        Sections `corruption` of a spec, to be compared; the experiment's own where not given.
+        Kinds, or sections `corruption` of a spec, to be compared; the experiment's own where not given.
     model, inputs, threads
         As `vp.run` takes them.
 
@@ -80,12 +80,13 @@ def diagnose(
         if experiment.corruption is None:
             raise SpecError(f"{experiment.name} has no corruption: give corruptions=[...], sections as in a spec.")
         corruptions = [experiment.corruption.model_dump(mode="json", exclude_none=True)]
-    if not corruptions:
+    sections = [{"kind": each} if isinstance(each, str) else each for each in corruptions]
+    if not sections:
         raise SpecError("corruptions is empty; give at least one section as in a spec.")
     description = described(experiment, model)
     pairs = list(inputs) if inputs is not None else pairs_of(experiment)
     ready = {}
-    for settings in corruptions:
+    for settings in sections:
         each = _experiment(experiment, settings, [stack.name for stack in description.architecture.stacks])
         assert each.corruption is not None
         name = _name(settings)

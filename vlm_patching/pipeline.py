@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from vlm_patching.backends.cells import Cell, cells_of
 from vlm_patching.backends.local import execute
-from vlm_patching.backends.plan import Job, Settings, rows_per_pass
+from vlm_patching.backends.plan import NAIVE, Job, Settings, rows_per_pass
 from vlm_patching.backends.reference import read_vectors, reference
-from vlm_patching.errors import SpecError, unknown
+from vlm_patching.errors import RunError, SpecError, unknown
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph import FILE, SWEPT, InterventionGraph, sites_of
 from vlm_patching.graph.check import check_graph
@@ -34,6 +34,7 @@ from vlm_patching.results.provenance import model_attributes, planned_attributes
 from vlm_patching.results.store import MemoryStore, ZarrStore, check_same_weights
 
 BACKENDS = ("local",)
+ENGINES = ("fast", "naive")
 SMALL_MODEL = 20_000_000
 """Parameters under which a second CPU thread costs more than it gives (measured 7 to 15 times on two cores)."""
 
@@ -46,6 +47,7 @@ def run(
     backend: str = "local",
     store: str | Path | None = None,
     batch_rows: int | None = None,
+    engine: str = "fast",
     checks: bool = True,
     progress: bool = True,
     threads: int | None = None,
@@ -68,6 +70,8 @@ def run(
         Zarr folder. A run that was cut off goes on where it stopped, and ends with the same numbers.
     batch_rows
         Cells a forward pass; from the size of the model where not given. Does not change the numbers.
+    engine
+        `fast`, or `naive`: one forward pass a cell and nothing reused, to compare with.
     checks
         Whether the first kept example's sweep is held against what must be true of it.
     progress
@@ -97,6 +101,8 @@ def run(
     """
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
     for name, number in (("batch_rows", batch_rows), ("threads", threads)):
         if number is not None and number < 1:
             raise SpecError(f"{name} must be at least 1, not {number}.")
@@ -131,7 +137,8 @@ def run(
         return results.load()
     results.annotate(model_attributes(model, backend))
     with one_thread_if_small(threads, model):
-        _sweep(prepared, model, blank, results, Settings(rows=batch_rows), checks, progress)
+        settings = NAIVE if engine == "naive" else Settings(rows=batch_rows)
+        _sweep(prepared, model, blank, results, settings, checks, progress)
     return results.load()
 
 
@@ -192,10 +199,10 @@ def _sweep(
     every = 0.1 if sys.stderr.isatty() else 10  # a log wants a line now and then
     with tqdm(total=total, unit="cell", desc=graph.name, disable=not progress, mininterval=every) as bar:
         for count, i in enumerate(todo, start=1):
-            bar.set_postfix_str(f"example {count}/{len(todo)}")
+            bar.set_postfix_str(f"example {count}/{len(todo)}", refresh=False)
             job = Job(graph, architecture, prepared.encode(i), shared)
             cells = cells_of(graph, architecture, job.pair)
-            found = execute(model, [job.program(cells, settings)])[0]
+            found, settings = _found(model, job, cells, settings)
             if unchecked and found["kept"]:
                 results.annotate({"checks": json.dumps(check_example(model, job, cells, found))})
                 unchecked = False
@@ -208,6 +215,20 @@ def _sweep(
     kept = int((done["kept"] == "kept").sum())
     counts = {"examples": len(prepared.pairs), "examples_kept": kept, "examples_unaffected": unaffected(done)}
     results.annotate(counts)
+
+
+def _found(model: Model, job: Job, cells: Sequence[Cell], settings: Settings) -> tuple[dict[str, Any], Settings]:
+    """One example's results; where memory does not suffice, with passes of half the size, down to one cell."""
+    while True:
+        try:
+            return execute(model, [job.program(cells, settings)])[0], settings
+        except torch.OutOfMemoryError as error:
+            smaller = job.halved(settings)
+            if smaller == settings:
+                raise RunError(
+                    f"Memory does not suffice for pair {job.pair.pair.id!r}, even with passes of one cell: {error}"
+                ) from error
+            settings = smaller
 
 
 def _verified(

@@ -13,7 +13,8 @@ def _widths(value: Any) -> tuple[int, ...]:
     """One width, or a list of them."""
     value = (value,) if type(value) is int else value
     if not isinstance(value, list | tuple) or not value or any(type(width) is not int or width < 1 for width in value):
-        raise ValueError(f"{value!r} is not understood; give a whole number of layers from 1, or a list of them.")
+        shown = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+        raise ValueError(f"{shown!r} is not understood; give a whole number of layers from 1, or a list of them.")
     return unique(tuple(value))
 
 
@@ -46,7 +47,10 @@ class _Sweep(Section):
     positions: Selectors = ("last",)
     window: Widths = (1,)
 
-    _no_repeated_sites = field_validator("sites")(unique)
+    @field_validator("sites")
+    @classmethod
+    def _sites_are_written_one_way(cls, sites: tuple[str, ...]) -> tuple[str, ...]:
+        return unique(tuple("+".join(part.strip() for part in site.split("+")) for site in sites))
 
 
 class PatchSpec(_Sweep):
@@ -183,8 +187,9 @@ class PathSpec(_Sweep):
     receiver
         A place, or `logits` (also where not given): the sender's direct effect.
     freeze
-        Sites held in all layers and positions; the attention (and cross-attention) contexts of the senders' stacks
-        where not given, so that every head but the sender keeps still.
+        Sites held in all layers and positions. Where not given, every head but the sender: attention contexts of the
+        senders' stacks and of those behind them, and the senders' stacks' own cross-attention contexts (that of later
+        stacks is how anything reaches them).
     direction
         As in `patch`.
     """

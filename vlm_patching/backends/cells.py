@@ -18,6 +18,7 @@ from vlm_patching.graph import (
     values_of,
 )
 from vlm_patching.inputs import EncodedPair
+from vlm_patching.metrics import METRICS
 from vlm_patching.models import HEAD_COMPONENTS, Architecture, Stack
 from vlm_patching.positions import Chosen, StackPositions
 
@@ -227,6 +228,7 @@ def check_cells(
     known = {"nothing": (replace(cells[0], layers=()), graph.base)}
     if graph.method != "patch" or graph.estimate != "exact" or any(e.kind == "hold" for e in graph.swept.edits):
         return known
+    answers = (pair.answer, pair.foil) if any("scores" in METRICS[metric] for metric in graph.metrics) else ((0,),)
     known["itself"] = (replace(cells[len(cells) // 2], instead=graph.base), graph.base)
     edit = noise_of(graph)
     from_image = graph.run("corrupted").on == "corrupted_image" or (edit is not None and edit.at.site == "pixels")
@@ -237,8 +239,13 @@ def check_cells(
         if stack.name == architecture.text_stack and not pair.is_aligned(graph.run("corrupted").on):
             continue  # tokens without a partner keep their own values
         component = "resid_post" if "resid_post" in stack.taps else stack.name
-        everywhere = Chosen("all", tuple(range(len(pair.positions[stack.name].positions))))
         layer = stack.last_layer
+        if max(map(len, answers)) > 1:  # tokens of the answer attend to what is below, and to what is around
+            if stack.name == "answer_decoder":
+                continue
+            if stack.name == architecture.text_stack and architecture.image.inline:
+                component, layer = "resid_pre", 0
+        everywhere = Chosen("all", tuple(range(len(pair.positions[stack.name].positions))))
         name = component if component == stack.name else f"{stack.name}.{component}"
         known[f"everything in {stack.name}"] = (Cell(name, layer, 1, (layer,), None, everywhere), graph.origin)
     return known

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from vlm_patching.backends.cells import Cell, chosen_positions, partners
-from vlm_patching.backends.traces import at
-from vlm_patching.graph import Edit, InterventionGraph, Run, parts
+from vlm_patching.graph import Edit, InterventionGraph, Place, Run, parts
 from vlm_patching.inputs import EncodedPair
-from vlm_patching.models import PATTERN_COMPONENTS, Architecture, Tap
+from vlm_patching.models import PATTERN_COMPONENTS, Architecture, Stack, Tap
 from vlm_patching.positions import Chosen
 
 
@@ -24,8 +21,8 @@ class Change:
     ----------
     kind
         `replace`, `add`, `multiply` or `block`.
-    tap, layer, heads
-        Where, and how many heads the stack has.
+    tap, layer, stack
+        Where.
     positions
         In the sequence of the run that is edited; of blocked attention the queries.
     head
@@ -41,7 +38,7 @@ class Change:
     kind: str
     tap: Tap
     layer: int
-    heads: int
+    stack: Stack
     positions: tuple[int, ...]
     head: int | None = None
     source: str | None = None
@@ -69,7 +66,7 @@ def vector_key(source: str, selector: Any, tap: Tap, layer: int) -> str:
 
 
 def changes_of(
-    graph: InterventionGraph, architecture: Architecture, pair: EncodedPair, run: Run, cell: Cell, row: int
+    graph: InterventionGraph, architecture: Architecture, pair: EncodedPair, run: Run, cell: Cell
 ) -> list[Change]:
     """Everything that a cell changes in its row of a swept run, but for noise and what is held whole."""
     changes: list[Change] = []
@@ -81,7 +78,7 @@ def changes_of(
         elif edit.kind == "block":
             changes += _blocked(architecture, pair, edit, cell)
         elif edit.kind == "replace" and str(edit.source).startswith("sender."):
-            changes.append(_received(architecture, pair, edit, row))
+            changes.append(_received(architecture, pair, edit))
         elif edit.kind == "replace":
             source = cell.instead or str(edit.source).split(".")[0]
             for site in parts(cell.site):
@@ -113,7 +110,7 @@ def _taken(
     head = cell.head if edit.kind == "replace" else None
     positions, sources = tuple(a for a, _ in pairs), tuple(b for _, b in pairs)
     return [
-        Change("replace", tap, layer, stack.heads, positions, head, key_of(source, tap, layer), row, sources)
+        Change("replace", tap, layer, stack, positions, head, key_of(source, tap, layer), row, sources)
         for layer in layers
     ]
 
@@ -124,20 +121,20 @@ def _in_other(graph: InterventionGraph, architecture: Architecture, pair: Encode
     return dict(zip([chosen.label for chosen in mine], theirs, strict=True))[cell.position.label]
 
 
-def _received(architecture: Architecture, pair: EncodedPair, edit: Edit, row: int) -> Change:
-    """The receiver of a path takes what reached it in the sender's run, row by row."""
+def _received(architecture: Architecture, pair: EncodedPair, edit: Edit) -> Change:
+    """The receiver of a path takes what reached it in the sender's run: its row and positions are the cell's there."""
     place = edit.at
     stack, tap, layer = architecture.locate(place.site)[0], architecture.tap(place.site), int(str(place.layer))
-    positions = received_at(architecture, pair, edit)
+    positions = received_at(architecture, pair, place)
     head = None if place.head is None else int(str(place.head))
-    return Change("replace", tap, layer, stack.heads, positions, head, key_of("sender", tap, layer), row, positions)
+    return Change("replace", tap, layer, stack, positions, head, key_of("sender", tap, layer), 0, positions)
 
 
-def received_at(architecture: Architecture, pair: EncodedPair, edit: Edit) -> tuple[int, ...]:
+def received_at(architecture: Architecture, pair: EncodedPair, place: Place) -> tuple[int, ...]:
     """Positions of the receiver, in the clean prompt; `SpecError` where this example has no such ones."""
-    stack = architecture.locate(edit.at.site)[0]
-    assert edit.at.position is not None
-    return tuple(i for chosen in pair.positions[stack.name].choose(edit.at.position) for i in chosen.indices)
+    stack = architecture.locate(place.site)[0]
+    assert place.position is not None
+    return tuple(i for chosen in pair.positions[stack.name].choose(place.position) for i in chosen.indices)
 
 
 def _own(
@@ -158,7 +155,7 @@ def _own(
             if edit.source is not None:
                 source = vector_key(edit.source, cell.position.selector, tap, layer)
             zeros = (0,) * len(positions)
-            changes.append(Change(kind, tap, layer, stack.heads, positions, cell.head, source, 0, zeros, factor))
+            changes.append(Change(kind, tap, layer, stack, positions, cell.head, source, 0, zeros, factor))
     return changes
 
 
@@ -184,7 +181,7 @@ def _blocked(architecture: Architecture, pair: EncodedPair, edit: Edit, cell: Ce
                 "block",
                 mask,
                 layer,
-                stack.heads,
+                stack,
                 queries,
                 source_positions=keys,
                 heads_blocked=heads,
@@ -194,30 +191,5 @@ def _blocked(architecture: Architecture, pair: EncodedPair, edit: Edit, cell: Ce
         )
         if emptied:
             for head in heads or (None,):
-                changes.append(Change("multiply", context, layer, stack.heads, emptied, head, factor=0.0))
+                changes.append(Change("multiply", context, layer, stack, emptied, head, factor=0.0))
     return changes
-
-
-def held_whole(
-    graph: InterventionGraph,
-    architecture: Architecture,
-    run: Run,
-    cells: Sequence[Cell],
-    needs: dict[str, tuple[Tap, int]],
-) -> list[dict[str, Any]]:
-    """Sites that are held in all layers and positions at what they are in the base run, but for what is read."""
-    base = graph.run(graph.base)
-    index = torch.tensor([cell.draw if "draw" in base.over else 0 for cell in cells])
-    read = [(architecture.tap(item.at.site), item.at.layer) for item in run.reads]
-    operations = []
-    for edit in run.edits:
-        if edit.kind != "hold" or edit.at.layer != "all":
-            continue
-        stack, tap = architecture.locate(edit.at.site)[0], architecture.tap(edit.at.site)
-        for layer in range(stack.layers):
-            if (tap, layer) in read:
-                continue
-            key = key_of(base.name, tap, layer)
-            needs[key] = (tap, layer)
-            operations.append({"do": "hold", "source": key, "index": index, **at(tap, layer)})
-    return operations

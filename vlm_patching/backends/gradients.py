@@ -49,7 +49,7 @@ def _trace(job: Job, cells: Sequence[Cell], group_of: Sequence[int], groups: Seq
     steps, draws = graph.steps or 1, draws_of(graph)
     terms: dict[tuple[Tap, int, bool], list[tuple[int, int, Cell, Change]]] = {}
     for number, (cell, group) in enumerate(zip(cells, group_of, strict=True)):
-        for change in changes_of(graph, job.architecture, job.pair, run, cell, number):
+        for change in changes_of(graph, job.architecture, job.pair, run, cell):
             key = (change.tap, change.layer, change.head is None)
             terms.setdefault(key, []).append((number, group * draws + cell.draw, cell, change))
     needs: dict[str, tuple[Tap, int]] = {}
@@ -105,7 +105,7 @@ def _term(job: Job, members: Sequence[tuple[int, int, Cell, Change]], tap: Tap, 
         "source_rows": torch.tensor([change.source_row for _, _, _, change, _ in entries]),
         "source_positions": torch.tensor([change.source_positions[i] for _, _, _, change, i in entries]),
         "base_rows": torch.tensor([_row(job, base, cell.draw) for _, _, cell, _, _ in entries]),
-        "heads": members[0][3].heads,
+        "heads": members[0][3].stack.heads,
     }
 
 
@@ -114,7 +114,7 @@ def _whole_layers(job: Job, cell: Cell) -> list[Change]:
     stack, _ = job.architecture.locate(parts(cell.site)[0])
     everywhere = Chosen("all", tuple(range(len(job.pair.positions[stack.name].positions))))
     whole = replace(cell, head=None, position=everywhere)
-    return changes_of(job.graph, job.architecture, job.pair, job.graph.swept, whole, 0)
+    return changes_of(job.graph, job.architecture, job.pair, job.graph.swept, whole)
 
 
 def _interpolation(job: Job, change: Change, start: int, draws: int, steps: int) -> dict[str, Any]:

@@ -35,7 +35,11 @@ def run_program(model: Any, program: dict[str, Any]) -> dict[str, Any]:
             results["kept"] = is_kept(program, found)
         if results["kept"]:
             for trace in program["sweeps"]:
-                run_trace(model, program, trace, forced, values, found)
+                if "fill" in trace:
+                    fill(trace, found)
+                else:
+                    run_trace(model, program, trace, forced, values, found)
+        in_order(found)
         for name in [name for name in found if name.endswith(".score")]:
             scores.setdefault(name.removesuffix(".score"), []).append(found.pop(name))
         if number == 0:
@@ -67,7 +71,7 @@ def run_trace(
     found: dict[str, Any],
 ) -> None:
     """One forward pass of a batch whose rows are cells; its operations are in the order in which the model computes."""
-    inputs, given = inputs_of(model, program, trace, forced)
+    inputs, given = packed_inputs(model, program, trace, forced, values)
     graded = "gradients" in trace
     if trace["eager"]:
         before = model._module.config._attn_implementation
@@ -82,17 +86,70 @@ def run_trace(
                 for path in trace["lens"]["unembed"]:
                     lensed = resolve(model, path)(lensed)
             whole = resolve(model, program["readout"]["path"]).output
-            logits = part_of(whole, program["readout"]["part"])[:, -1 - given :].float()
+            logits = part_of(whole, program["readout"]["part"])
+            if trace.get("keeps_cache"):
+                values[trace["run"] + ".cache"] = model.output.past_key_values
+    if "pack" in trace:
+        cells = logits.unflatten(1, (-1, 1 + given))
+        logits = cells[trace["pack"]["at_rows"], trace["pack"]["at_columns"]]
+    logits = logits[:, -1 - given :].float()
     if trace["eager"]:
         model._module.set_attn_implementation(before)
     if "cells_in_order" in trace:
         found["attention"] = [torch.cat(found["attention"])[trace["cells_in_order"]]]
+    if "cells" in trace and trace["measured"]:
+        found.setdefault(trace["run"] + ".cells", []).append(trace["cells"])
     if trace["measured"]:
         measure(program, trace["run"], logits, forced, values, found)
     if lensed is not None:
         measure(program, trace["run"], lensed[:, None].float(), None, values, found)
     if graded:
         estimate(program, trace, logits[:, 0], values, found)
+
+
+def fill(trace: dict[str, Any], found: dict[str, Any]) -> None:
+    """Cells that are what the base run is: its metrics, row by row."""
+    if not trace["measured"]:
+        return
+    base, run = trace["fill"] + ".", trace["run"] + "."
+    for name in [name for name in found if name.startswith(base)]:
+        found.setdefault(run + name.removeprefix(base), []).append(torch.cat(found[name])[trace["base_rows"]])
+    found.setdefault(run + "cells", []).append(trace["cells"])
+
+
+def in_order(found: dict[str, Any]) -> None:
+    """Put what was measured cell by cell into the order of the sweep, whatever passes it was measured in."""
+    for name in [name for name in found if name.endswith(".cells")]:
+        run, order = name.removesuffix("cells"), torch.cat(found.pop(name)).argsort()
+        for other in [other for other in found if other.startswith(run)]:
+            found[other] = [torch.cat(found[other])[order]]
+
+
+def packed_inputs(
+    model: Any, program: dict[str, Any], trace: dict[str, Any], forced: Any, values: dict[str, Any]
+) -> tuple[dict[str, Any], int]:
+    """The forward pass's keyword arguments: of a batch of rows, or of query positions over a shared prefix."""
+    if "pack" not in trace:
+        return inputs_of(model, program, trace, forced)
+    pack, rows, weight = trace["pack"], trace["rows"], next(model._module.parameters())
+    prefix, queries = pack["prefix"], len(pack["positions"])
+    cache = copy.copy(values[pack["cache"]])
+    cache.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys[:, :, :prefix], layer.values[:, :, :prefix]
+    positions, cells = pack["positions"], pack["cells"]
+    before = torch.arange(prefix) < pack["starts"][:, None]
+    own = (cells[:, None] == cells) & (positions[:, None] >= positions)
+    mask = torch.zeros(queries, prefix + queries, dtype=weight.dtype)
+    mask = mask.masked_fill(~torch.cat([before, own], 1), torch.finfo(weight.dtype).min)
+    inputs = {
+        "input_ids": torch.full((rows, queries), program["filler"]),
+        "position_ids": positions.expand(rows, queries),
+        "attention_mask": mask.expand(rows, 1, queries, prefix + queries),
+        "logits_to_keep": pack["ends"],
+    }
+    moved = {name: tensor.to(weight.device) for name, tensor in inputs.items()}
+    return {**moved, "past_key_values": cache}, 0 if forced is None else forced["given"].shape[1]
 
 
 def inputs_of(model: Any, program: dict[str, Any], trace: dict[str, Any], forced: Any) -> tuple[dict[str, Any], int]:
@@ -113,7 +170,7 @@ def inputs_of(model: Any, program: dict[str, Any], trace: dict[str, Any], forced
         if name == "input_ids":
             inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(more)], 1)
     if program["keeps_logits"]:
-        inputs["logits_to_keep"] = 1 + given
+        inputs |= {"logits_to_keep": 1 + given, "use_cache": bool(trace.get("keeps_cache"))}
     return inputs, given
 
 
@@ -178,7 +235,8 @@ def apply(model: Any, operation: dict[str, Any], values: dict[str, Any], found: 
     if do == "skip":
         saved = values[operation["name"]]
         if operation["index"] is not None:
-            saved = with_part(saved, operation["part"], part_of(saved, operation["part"])[operation["index"]])
+            part = taken(part_of(saved, operation["part"]), operation)
+            saved = with_part(saved, operation["part"], part)
         module.skip(saved)
         return
     if do == "block":
@@ -209,13 +267,19 @@ def apply(model: Any, operation: dict[str, Any], values: dict[str, Any], found: 
         module.output = whole
 
 
+def taken(saved: torch.Tensor, operation: dict[str, Any]) -> torch.Tensor:
+    """The listed rows of a kept value, and of them the listed positions (all where none are)."""
+    rows = saved[operation["index"]]
+    return rows if operation.get("positions") is None else rows[:, operation["positions"]]
+
+
 def changed(value: torch.Tensor, operation: dict[str, Any], values: dict[str, Any]) -> torch.Tensor:
     """What an operation makes of a value; the value itself is left as it was."""
     do = operation["do"]
     if do == "perturb":
         return perturbed(value, operation)
     if do == "hold":
-        return values[operation["source"]][operation["index"]]
+        return taken(values[operation["source"]], operation)
     if do == "delta":
         return value + values[operation["name"]]
     if do == "interpolate":
@@ -261,7 +325,7 @@ def blocked(mask: Any, hidden: torch.Tensor, operation: dict[str, Any]) -> torch
     The least finite number stands for -inf: the softmax gives exactly 0 for it as long as any key is left.
     """
     rows, length, least = hidden.shape[0], hidden.shape[1], torch.finfo(hidden.dtype).min
-    keys = operation["length"] or length
+    keys = mask.shape[-1] if mask is not None else operation["length"] or length
     if mask is None:
         mask = torch.zeros(1, 1, length, keys, dtype=hidden.dtype, device=hidden.device)
         if operation["causal"]:

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from vlm_patching.backends.batches import exact_traces
 from vlm_patching.backends.cells import Cell
-from vlm_patching.backends.changes import Change, changes_of, held_whole, key_of
 from vlm_patching.backends.gradients import gradient_traces
 from vlm_patching.backends.reading import attention_trace, lens_traces
 from vlm_patching.backends.traces import at, trace
-from vlm_patching.graph import SWEPT, InterventionGraph, Run, draws_of, noise_of, parts
+from vlm_patching.errors import SpecError
+from vlm_patching.graph import SWEPT, InterventionGraph, Run, draws_of, noise_of
 from vlm_patching.inputs import EncodedPair
 from vlm_patching.metrics import METRICS
 from vlm_patching.models import Architecture, Tap
@@ -32,13 +33,36 @@ BATCH_BYTES = 192 * 2**20
 
 @dataclass(frozen=True)
 class Settings:
-    """How a program is cut into batches: rows a forward pass (None: from size), and whether images are encoded once."""
+    """How a program is cut into batches, and what of its base run a swept run takes over. The numbers do not change.
+
+    Attributes
+    ----------
+    rows
+        Cells a batch; from size where None.
+    tokens
+        Query positions a packed pass.
+    reuse_image
+        Encode an image once.
+    layers
+        Start at the lowest edited layer.
+    cross_keys
+        Make keys and values of cross-attention once, where what they are made of does not change.
+    pack
+        Recompute only positions from the first edited one on, cells packed over one key-value prefix.
+    cone
+        Fill cells that cannot reach the read-out without running them.
+    """
 
     rows: int | None = None
+    tokens: int = 128
     reuse_image: bool = True
+    layers: bool = True
+    cross_keys: bool = True
+    pack: bool = True
+    cone: bool = True
 
 
-NAIVE = Settings(rows=1, reuse_image=False)
+NAIVE = Settings(rows=1, reuse_image=False, layers=False, cross_keys=False, pack=False, cone=False)
 """One forward pass per cell and nothing reused: what every other way must agree with."""
 
 
@@ -91,10 +115,16 @@ class Job:
             "keep": graph.keep,
             "vectors": self.reference.vectors,
             "keeps_logits": architecture.keeps_logits,
+            "filler": pair.answer[0],
             "readout": {"path": architecture.readout.path, "part": architecture.readout.part},
             "bases": [self._base(run, sweeps) for run in graph.runs if run.name not in SWEPT],
             "sweeps": sweeps,
         }
+
+    def halved(self, settings: Settings) -> Settings:
+        """Passes of half the size; the same where they are of one cell already."""
+        rows = settings.rows or self.rows_per_pass
+        return replace(settings, rows=max(1, rows // 2), tokens=max(1, settings.tokens // 2))
 
     def _forced(self, metrics: Sequence[str]) -> list[dict[str, Any] | None]:
         """Whole answers to be teacher-forced, one after the other; only None where no metric is of them."""
@@ -123,8 +153,26 @@ class Job:
             return lens_traces(graph, self.architecture, cells)
         if graph.estimate != "exact" and not exact:
             return gradient_traces(self, cells, rows)
-        batches = [list(cells[i : i + rows]) for i in range(0, len(cells), rows)]
-        return [self._batch(run, batch, settings) for batch in batches for run in graph.runs if run.name in SWEPT]
+        return exact_traces(self, cells, settings)
+
+    @property
+    def length(self) -> int:
+        """Positions of the swept run's text sequence."""
+        return int(self.pair.inputs[self.graph.swept.on]["input_ids"].shape[1])
+
+    @property
+    def given(self) -> int:
+        """Tokens of an answer that are given behind the prompt, where whole answers are measured."""
+        forced = self._forced(self.graph.metrics)[0]
+        return 0 if forced is None else int(forced["given"].shape[1])
+
+    @property
+    def draws(self) -> int:
+        return draws_of(self.graph)
+
+    @property
+    def rows_per_pass(self) -> int:
+        return rows_per_pass(self.architecture, self.pair)
 
     def _base(self, run: Run, sweeps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A base run, which reads whatever the sweeps take from it."""
@@ -134,39 +182,16 @@ class Job:
             whole = [Tap(path, "output") for path in image.bypass]
             operations += [{"do": "keep_whole", "name": f"{name}.{tap.path}", **at(tap)} for tap in whole]
             operations.append({"do": "keep_whole", "name": f"{name}.image", **at(image.embeds)})
+        keeps = {key: tap for sweep in sweeps for key, tap in sweep.get("keeps", {}).items()}
+        if name == self.graph.base:
+            operations += [{"do": "keep_whole", "name": key, **at(tap)} for key, tap in keeps.items()]
         reads = {key: read for sweep in sweeps for key, read in sweep["needs"].items() if key.startswith(f"{name}.")}
         operations += [{"do": "read", "name": key, **at(tap, layer)} for key, (tap, layer) in reads.items()]
         draws = list(range(draws_of(self.graph))) if "draw" in run.over else [0]
         noise = self.noise(run, draws)
-        return trace(self.architecture, run, len(draws), operations, noise, measured=name != "other")
-
-    def _batch(self, run: Run, cells: Sequence[Cell], settings: Settings) -> dict[str, Any]:
-        """One forward pass of a swept run whose rows are cells."""
-        needs: dict[str, tuple[Tap, int]] = {}
-        operations = held_whole(self.graph, self.architecture, run, cells, needs)
-        grouped: dict[tuple[Any, ...], list[tuple[int, Change]]] = {}
-        for row, cell in enumerate(cells):
-            for change in changes_of(self.graph, self.architecture, self.pair, run, cell, row):
-                grouped.setdefault(change.group, []).append((row, change))
-        for members in grouped.values():
-            operations.append(_operation(members))
-            first = members[0][1]
-            if first.source is not None:
-                needs[first.source] = (first.tap, first.layer)
-        for read in run.reads:
-            stack, _ = self.architecture.locate(read.at.site)
-            tap, layer = self.architecture.tap(read.at.site), int(str(read.at.layer))
-            assert layer < stack.layers
-            operations.append({"do": "read", "name": key_of(run.name, tap, layer), **at(tap, layer)})
-        sites = [part for cell in cells for part in parts(cell.site)]
-        reuses = settings.reuse_image and not any(site.startswith("vision.") for site in sites)
-        draws = [cell.draw for cell in cells]
-        if reuses:
-            operations += self.skipped_image(draws)
-        noise = self.noise(run, draws)
-        measured = run.name != "sender"
+        keeps_cache = any(sweep.get("pack", {}).get("cache") == f"{name}.cache" for sweep in sweeps)
         return trace(
-            self.architecture, run, len(cells), operations, noise, reuses_image=reuses, measured=measured, needs=needs
+            self.architecture, run, len(draws), operations, noise, measured=name != "other", keeps_cache=keeps_cache
         )
 
     def skipped_image(self, draws: Sequence[int]) -> list[dict[str, Any]]:
@@ -197,37 +222,6 @@ class Job:
         }
 
 
-def _operation(members: Sequence[tuple[int, Change]]) -> dict[str, Any]:
-    """One operation of the kernel for all rows' changes of one kind at one place."""
-    first = members[0][1]
-    if first.kind == "block":
-        cells = [
-            {
-                "row": row,
-                "heads": change.heads_blocked,
-                "queries": torch.tensor(change.positions),
-                "keys": torch.tensor(change.source_positions),
-            }
-            for row, change in members
-        ]
-        known = {"heads": first.heads, "causal": first.causal, "length": first.length}
-        return {"do": "block", "cells": cells, **known, **at(first.tap, first.layer)}
-    entries = [(row, change, i) for row, change in members for i in range(len(change.positions))]
-    taken = first.source is not None
-    return {
-        "do": first.kind,
-        "source": first.source,
-        "at_rows": torch.tensor([row for row, _, _ in entries]),
-        "at_positions": torch.tensor([change.positions[i] for _, change, i in entries]),
-        "at_heads": torch.tensor([change.head for _, change, _ in entries]) if first.head is not None else None,
-        "source_rows": torch.tensor([change.source_row for _, change, _ in entries]) if taken else None,
-        "source_positions": torch.tensor([change.source_positions[i] for _, change, i in entries]) if taken else None,
-        "factors": torch.tensor([float(change.factor) for _, change, _ in entries]),
-        "heads": first.heads,
-        **at(first.tap, first.layer),
-    }
-
-
 def rows_per_pass(architecture: Architecture, pair: EncodedPair) -> int:
     """Rows a forward pass, so that its widest activations stay within a budget of memory."""
     length = max(len(stack.positions) for stack in pair.positions.values())
@@ -246,7 +240,13 @@ def noise_positions(graph: InterventionGraph, architecture: Architecture, pair: 
     edit = noise_of(graph)
     if edit is None or edit.at.position is None:
         return None
-    return list(pair.positions[architecture.text_stack].choose(edit.at.position)[0].indices)
+    stack = pair.positions["token_embeds"]
+    indices = [i for chosen in stack.choose(edit.at.position) for i in chosen.indices]
+    if any(stack.positions[i].modality == "image" for i in indices):
+        raise SpecError(
+            f"noise at the token_embeds of {edit.at.position!r}: image tokens only hold a place for the image"
+        )
+    return indices
 
 
 def derived_seed(seed: int, purpose: str, example: str, draw: int) -> int:

@@ -68,6 +68,8 @@ def _order(architecture: Architecture) -> Callable[[Mapping[str, Any]], tuple[in
                     if component == context and pattern in stack.attentions:
                         path = stack.attentions[pattern].path
                         places.append((path.format(layer=layer), "input"))
+                        made = [name for name in stack.image_keys if name.startswith(f"{path}.")]
+                        places += [(name.format(layer=layer), "output") for name in made]
                         if tap.path.startswith(f"{path}."):
                             after = path  # the module goes on to the output projection, and ends behind it
                         else:
@@ -75,6 +77,8 @@ def _order(architecture: Architecture) -> Callable[[Mapping[str, Any]], tuple[in
                 places.append((tap.path.format(layer=layer), tap.end))
                 if after and component == "attn_out":
                     places.append((after.format(layer=layer), "output"))
+        if stack.whole is not None:
+            places.append((stack.whole.path, stack.whole.end))
         if stack.name == "vision":
             places += [(path, "output") for path in architecture.image.bypass]
             places.append((architecture.image.embeds.path, architecture.image.embeds.end))

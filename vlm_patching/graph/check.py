@@ -99,11 +99,15 @@ def _check_other_places(graph: InterventionGraph, architecture: Architecture) ->
             by_head = component in HEAD_COMPONENTS
             if place in received:
                 _check_receiver(stack, place, by_head)
+            elif place.layer == "above" and stack.name != architecture.locate(parts(sites_of(graph)[0])[0])[0].name:
+                raise SpecError(f"{place.site} is held above a cell of another stack; it must be of the cell's own.")
             elif by_head:
                 raise SpecError(f"{place.site} is one head; hold {HEAD_COMPONENTS[component]}, all heads together.")
 
 
 def _check_receiver(stack: Stack, place: Place, by_head: bool) -> None:
+    if place.window != 1:
+        raise SpecError(f"A receiver is one layer; its window is {place.window!r}.")
     if by_head != (place.head is not None):
         raise SpecError(f"The receiver {place.site} {'needs a' if by_head else 'has no'} head; it has {place.head!r}.")
     numbers: tuple[tuple[str, Any, int], ...] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -187,10 +188,16 @@ def _path(experiment: Experiment, section: PathSpec, architecture: Architecture)
 
 
 def _heads_of_senders(section: PathSpec, architecture: Architecture) -> list[str]:
-    located = [architecture.locate(part)[0] for site in section.sites for part in parts(site)]
-    stacks = {stack.name: stack for stack in located}
-    contexts = HEAD_COMPONENTS.values()
-    return [f"{name}.{context}" for name, stack in stacks.items() for context in contexts if context in stack.taps]
+    """All heads from the senders' stacks on, but for the cross-attention by which later stacks read earlier ones."""
+    senders = {architecture.locate(part)[0].name for site in section.sites for part in parts(site)}
+    begin = min(architecture.ordinal(name) for name in senders)
+    return [
+        f"{stack.name}.{context}"
+        for stack in architecture.stacks
+        if architecture.ordinal(stack.name) >= begin
+        for context in HEAD_COMPONENTS.values()
+        if context in stack.taps and (context == "attn_context" or stack.name in senders)
+    ]
 
 
 def _knockout(experiment: Experiment, section: KnockoutSpec, architecture: Architecture) -> InterventionGraph:
@@ -200,7 +207,10 @@ def _knockout(experiment: Experiment, section: KnockoutSpec, architecture: Archi
     stacks = _pattern_stacks("sites", sites, architecture)
     dimensions = [
         Dimension("site", sites),
-        Dimension("edges", tuple(" -> ".join(part.strip() for part in edge.split("->")) for edge in section.edges)),
+        Dimension(
+            "edges",
+            tuple(re.sub(r"\s*(->)\s*", r" \1 ", re.sub(r"\s*\+\s*", "+", edge)).strip() for edge in section.edges),
+        ),
         Dimension("layer", _numbers("layers", section.layers, stacks)),
     ]
     if len(section.window) > 1:

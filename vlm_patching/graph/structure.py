@@ -63,7 +63,12 @@ def check_structure(graph: InterventionGraph) -> None:
             _check_swept(graph, run)
         else:
             _check_base(graph, run)
+    for run in graph.runs:
+        _check_reads(graph, run)
     _check_estimate(graph)
+    places = {run.name: main_edits(run)[0].at for run in graph.runs if run.name in ("placebo", "patched")}
+    if len(set(places.values())) > 1 and "placebo" in places:
+        raise SpecError("The runs placebo and patched must replace at the same place.")
 
 
 def _check_names(graph: InterventionGraph) -> None:
@@ -111,6 +116,8 @@ def _check_dimensions(graph: InterventionGraph) -> None:
             )
         if dimension.name == "site" and not all(isinstance(value, str) for value in dimension.values):
             raise SpecError(f"Dimension 'site' takes names as 'stack.component', not {list(dimension.values)}.")
+        if dimension.name == "position" and not all(type(value) in (int, str) for value in dimension.values):
+            raise SpecError(f"Dimension 'position' takes selectors, not {list(dimension.values)}.")
         if dimension.name == "edges":
             for value in dimension.values:
                 _check_edges(value)
@@ -121,8 +128,11 @@ def _check_dimensions(graph: InterventionGraph) -> None:
 
 
 def _check_edges(label: object) -> None:
-    if not isinstance(label, str) or not re.fullmatch(r"\s*[^\s>]+\s*->\s*[^\s>]+\s*", label):
-        raise SpecError(f"An edge set is 'source -> target', two position groups ('image -> last'), not {label!r}.")
+    if not isinstance(label, str) or not re.fullmatch(r"[^\s>]+ -> [^\s>]+", label) or "each:" in label:
+        raise SpecError(
+            f"An edge set is 'source -> target', two position groups ('image -> last') or several joined by + "
+            f"('subject+last -> last'), not {label!r}."
+        )
 
 
 def _check_unique(what: str, values: Sequence[object]) -> None:
@@ -140,6 +150,8 @@ def _check_base(graph: InterventionGraph, run: Run) -> None:
         if edit.kind not in NOISE_KINDS:
             raise SpecError(f"{where}: only swept runs are edited by {edit.kind}; what corrupts is noise or the input.")
         _check_noise(where, edit)
+    if run.name == "corrupted" and (run.on == "other" or (run.on == "clean" and not run.edits)):
+        raise SpecError(f"{where} is on {run.on} without noise; it is on a corrupted input, or on clean with noise.")
     if len(run.edits) > 1:
         raise SpecError(f"{where}: it can have one edit out of {', '.join(NOISE_KINDS)}, not {len(run.edits)}.")
     over = ("draw",) if run.edits and run.edits[0].kind != "scale" else ()
@@ -147,6 +159,16 @@ def _check_base(graph: InterventionGraph, run: Run) -> None:
         raise SpecError(f"{where}: a run with noise is over 'draw', one without is over nothing; not {list(run.over)}.")
     if over and graph.dimension("draw") is None:
         raise unknown(f"dimension of run {run.name!r}", "draw", [d.name for d in graph.dimensions])
+
+
+def _check_reads(graph: InterventionGraph, run: Run) -> None:
+    """What is read has a name of its own, and is used."""
+    _check_unique(f"Run {run.name!r}: reads", [read.name for read in run.reads])
+    used = {term for other in graph.runs for edit in other.edits for term in str(edit.source).split(" - ")}
+    for read in run.reads:
+        only_read = run.name in ("lens", "attention") or graph.estimate != "exact"
+        if f"{run.name}.{read.name}" not in used and not only_read:
+            raise SpecError(f"Run {run.name!r} reads {read.name!r}, which nothing uses.")
 
 
 def _check_input(run: Run) -> None:
@@ -204,6 +226,8 @@ def _check_swept(graph: InterventionGraph, run: Run) -> None:
         raise SpecError(f"{where} reads exactly one place, not {len(run.reads)}.")
     for edit in run.edits:
         _check_edit(graph, run, edit)
+    if not kinds and run.edits:
+        raise SpecError(f"{where} only reads; it has edits.")
     for place in [edit.at for edit in edits] + ([run.reads[0].at] if not kinds else []):
         _check_place(graph, place)
         if graph.method != "path" or run.name == "sender" or len(graph.runs) == 3:
@@ -211,19 +235,45 @@ def _check_swept(graph: InterventionGraph, run: Run) -> None:
 
 
 def _check_edit(graph: InterventionGraph, run: Run, edit: Edit) -> None:
-    where, sources = f"Run {run.name!r}", edit.source
+    where, source = f"Run {run.name!r}", edit.source
     if edit.kind in ("zero", "multiply", "block", *NOISE_KINDS):
-        if sources is not None:
-            raise SpecError(f"{where}: {edit.kind} takes nothing from another run; source is {sources!r}.")
-    elif edit.kind != "add" or not str(sources).startswith(FILE):
-        for source in str(sources).split(" - "):
-            _check_source(graph, run, edit, source)
+        if source is not None:
+            raise SpecError(f"{where}: {edit.kind} takes nothing from another run; source is {source!r}.")
+    elif edit.kind != "add" or not str(source).startswith(FILE):
+        terms = str(source).split(" - ")
+        if len(terms) > (2 if edit.kind == "add" else 1):
+            raise SpecError(f"{where}: {edit.kind} takes one value, or (add) the difference of two; not {source!r}.")
+        for term in terms:
+            _check_source(graph, run, edit, term)
     if (edit.factor is not None) != (edit.kind in ("multiply", "add")):
+        raise SpecError(f"{where}: multiply and add have a factor, no other edit has; {edit.kind} has {edit.factor!r}.")
+    if isinstance(edit.factor, str) and (edit.factor != "strength" or graph.dimension("strength") is None):
         raise SpecError(
-            f"{where}: multiply and add have a factor, and no other edit has; {edit.kind} has {edit.factor!r}."
+            f"{where}: a factor is a number, or 'strength' with a dimension of that name; not {edit.factor!r}."
         )
-    if (edit.at.keys is not None) != (edit.kind == "block"):
+    if edit.kind not in NOISE_KINDS and (edit.std, edit.mean, edit.relative) != (None, None, False):
+        raise SpecError(f"{where}: std, mean and relative are those of noise, and {edit.kind} has them.")
+    if edit.kind == "block":
+        if (edit.at.keys, edit.at.position) != ("edges", "edges") or isinstance(edit.at.head, int | str):
+            raise SpecError(
+                f"{where}: block is over 'edges' in keys and position, of all heads (null) or a list of them."
+            )
+    elif edit.at.keys is not None:
         raise SpecError(f"{where}: keys are those of blocked attention; {edit.kind} has {edit.at.keys!r}.")
+    if edit.kind == "hold":
+        _check_hold(graph, run, edit.at)
+
+
+def _check_hold(graph: InterventionGraph, run: Run, place: Place) -> None:
+    """Held is what is above the cell, at its positions, or a whole site."""
+    main = main_edits(run)
+    position = main[0].at.position if main else None
+    forms = (("above", position), ("all", "all"))
+    if (place.layer, place.position) not in forms or (place.head, place.window, place.keys) != (None, 1, None):
+        raise SpecError(
+            f"Run {run.name!r}: hold is at layer 'above' and the position that is edited ({position!r}), or at layer "
+            f"'all' and position 'all'; without head, window or keys. It is at {place}."
+        )
 
 
 def _check_source(graph: InterventionGraph, run: Run, edit: Edit, source: str) -> None:
@@ -252,16 +302,23 @@ def _check_place(graph: InterventionGraph, place: Place) -> None:
     """A place's fields are values, or names of dimensions that there are."""
     if place.window != "window" and (type(place.window) is not int or place.window < 1):
         raise SpecError(f"A window is at least 1 layer wide, not {place.window!r}.")
+    if graph.method in ("lens", "attention") and place.window != 1:
+        raise SpecError(f"{graph.method} reads one layer at a time; the window is {place.window!r}.")
+    if (place.keys is not None) != (graph.method in ("knockout", "attention")):
+        raise SpecError(f"keys are those of attention; {graph.method} has {place.keys!r}.")
+    if graph.method == "attention" and place.head is None:
+        raise SpecError("attention is read of a head: a number, or 'head'.")
     for name in ("site", "layer", "window", "head", "position"):
         value, dimension = getattr(place, name), graph.dimension(name)
         if dimension is None and value == name:
             raise SpecError(f"The place is swept over {name!r}, but the graph has no such dimension.")
-        right = value is None or type(value) is int or value == name or (name == "head" and isinstance(value, tuple))
+        several = name == "head" and isinstance(value, tuple) and len(value) > 0 and graph.method == "knockout"
+        right = value is None or type(value) is int or value == name or several
         if name in ("layer", "head") and not right:
             raise SpecError(f"{name} {value!r} is neither a number nor the name of a dimension.")
     if place.layer is None or place.position is None:
         raise SpecError("The place that is swept needs a layer and a position.")
-    if place.position == "edges" and graph.dimension("edges") is None:
+    if "edges" in (place.position, place.keys) and graph.dimension("edges") is None:
         raise SpecError("The place is swept over 'edges', but the graph has no such dimension.")
 
 

@@ -78,6 +78,14 @@ class Stack:
         Pattern component → its block.
     unembed
         Modules that turn the residual stream into logits, one after the other; empty where the stack ends in none.
+    whole
+        The module that is the whole stack, where another stack reads its output alone: it need not run where nothing in
+        it changes.
+    image_keys
+        Modules that make cross-attention keys and values out of the stack before: where that does not change, they
+        need not run.
+    skips
+        Whether single layers can be passed over.
     """
 
     name: str
@@ -87,6 +95,9 @@ class Stack:
     last_layer: int
     attentions: Mapping[str, Attention] = field(default_factory=dict)
     unembed: tuple[str, ...] = ()
+    whole: Tap | None = None
+    image_keys: tuple[str, ...] = ()
+    skips: bool = True
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -138,7 +149,10 @@ class Architecture:
     readout
         Where the logits are; the read-out position is the last one.
     keeps_logits
-        Whether the forward pass takes `logits_to_keep`, how many positions from the end get logits.
+        Whether the forward pass takes `logits_to_keep`, which positions get logits.
+    packs
+        The causal decoder whose cells can share one key-value prefix, entered with token ids, a 4D mask and position
+        ids; "" where there is none (attention over the prefix in both directions, or an encoder).
     """
 
     family: str
@@ -149,12 +163,18 @@ class Architecture:
     token_embeds: Tap
     readout: Tap
     keeps_logits: bool = False
+    packs: str = ""
 
     @property
     def entries(self) -> dict[str, Stack]:
         """`image_embeds` and `token_embeds`, each as a stack of one layer."""
         taps = {"image_embeds": self.image.embeds, "token_embeds": self.token_embeds}
         return {name: Stack(name, 1, 1, {name: tap}, 0) for name, tap in taps.items()}
+
+    def ordinal(self, name: str) -> int:
+        """Where a stack (or entry) stands in the order of execution."""
+        text = [stack.name for stack in self.stacks if stack.name != "vision"]
+        return ["vision", *ENTRIES, *text].index(name)
 
     def stack(self, name: str) -> Stack:
         """A stack by name; `SpecError` with what there is otherwise."""

@@ -211,7 +211,9 @@ def reason(graph: InterventionGraph, pair: EncodedPair, results: Mapping[str, An
     if results["kept"]:
         return KEPT
     if not bool(results["clean.right"].all()):
-        return f"dropped: the clean run says {decode(int(results['clean.top'][0]))!r}, not {pair.pair.answer!r}"
+        said = decode(int(results["clean.top"][0]))
+        does = "begins with" if len(pair.answer) > 1 else "says"
+        return f"dropped: the clean run {does} {said!r}, not {pair.pair.answer!r}"
     return f"dropped: the corrupted run still says {pair.pair.answer!r}"
 
 

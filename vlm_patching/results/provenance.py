@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import platform
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_patching.experiment import Experiment
-from vlm_patching.graph import InterventionGraph
+from vlm_patching.graph import FILE, InterventionGraph
 from vlm_patching.models import Model, ModelDescription
 from vlm_patching.pairs import Pair, pairs_digest
 
@@ -40,6 +41,7 @@ def planned_attributes(
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": json.dumps({name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()}),
         **_git(),
+        **_vector(graph),
     }
     if experiment:
         attributes["experiment"] = experiment.to_json()
@@ -57,6 +59,15 @@ def model_attributes(model: Model, backend: str) -> dict[str, Any]:
         "device": str(model.device),
         "backend": backend,
     }
+
+
+def _vector(graph: InterventionGraph) -> dict[str, str]:
+    """Which numbers a file of vectors holds, where one steers."""
+    for edit in graph.swept.edits:
+        if str(edit.source).startswith(FILE):
+            path = Path(str(edit.source).removeprefix(FILE))
+            return {"vector_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {}
 
 
 def _version(name: str) -> str:

@@ -173,11 +173,21 @@ def check_resumable(path: str | Path, attributes: Mapping[str, Any]) -> None:
             f"{attributes['experiment_id']}): {_differences(found, attributes)}. Name another store, or remove this "
             "one."
         )
+    _check_same_vector(path, found, attributes)
     if found.get("pairs_sha256") != attributes["pairs_sha256"]:
         then, now = str(found.get("pairs_sha256"))[:12], attributes["pairs_sha256"][:12]
         raise SpecError(
             f"Store {path} belongs to the same experiment on other pairs: their texts, answers, pictures, number or "
             f"order have changed (sha256 {then}, now {now}). Name another store, or remove this one."
+        )
+
+
+def _check_same_vector(path: str | Path, found: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+    then, now = (str(a.get("vector_sha256", ""))[:12] for a in (found, attributes))
+    if then != now:
+        raise SpecError(
+            f"Store {path} was begun with other vectors in the same file (sha256 {then}, now {now}). Name another "
+            "store, or remove this one."
         )
 
 
@@ -192,7 +202,7 @@ def check_same_weights(path: str | Path, found: Mapping[str, Any], digest: str) 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     mine, theirs = (_flat(json.loads(a.get("experiment", a["graph"]))) for a in (wanted, found))
-    keys = [k for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)]
+    keys = [k for k in sorted({*mine, *theirs}) if repr(mine.get(k)) != repr(theirs.get(k))]  # 1 and 1.0 differ
     shown = [f"{key} is {theirs.get(key)!r} there and {mine.get(key)!r} here" for key in keys[:3]]
     return "; ".join(shown) + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
 

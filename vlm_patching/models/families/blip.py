@@ -13,7 +13,9 @@ def describe(config: BlipConfig) -> Architecture:
     vision, text = config.vision_config, config.text_config
     side = vision.image_size // vision.patch_size
 
-    def text_stack(name: str, layer: str, keys: str, causal: bool, unembed: tuple[str, ...] = ()) -> Stack:
+    def text_stack(
+        name: str, layer: str, keys: str, causal: bool, unembed: tuple[str, ...] = (), whole: Tap | None = None
+    ) -> Stack:
         taps = {
             "resid_pre": Tap(layer, "input"),
             "attn_context": Tap(f"{layer}.attention.output.dense", "input"),
@@ -32,7 +34,8 @@ def describe(config: BlipConfig) -> Architecture:
             "cross_attn_pattern": Attention(f"{layer}.crossattention.self", "encoder_attention_mask", keys),
         }
         layers, heads = text.num_hidden_layers, text.num_attention_heads
-        return Stack(name, layers, heads, taps, layers - 1, attentions, unembed)
+        made = (f"{layer}.crossattention.self.key", f"{layer}.crossattention.self.value")
+        return Stack(name, layers, heads, taps, layers - 1, attentions, unembed, whole, made)
 
     vision_layer = "vision_model.encoder.layers.{layer}"
     vision_taps = {
@@ -55,7 +58,13 @@ def describe(config: BlipConfig) -> Architecture:
                 vision.num_hidden_layers - 1,
                 {"attn_pattern": Attention(f"{vision_layer}.self_attn", None, "vision")},
             ),
-            text_stack("question_encoder", "text_encoder.encoder.layer.{layer}", "vision", causal=False),
+            text_stack(
+                "question_encoder",
+                "text_encoder.encoder.layer.{layer}",
+                "vision",
+                causal=False,
+                whole=Tap("text_encoder", "output", "last_hidden_state"),
+            ),
             text_stack(
                 "answer_decoder",
                 "text_decoder.bert.encoder.layer.{layer}",

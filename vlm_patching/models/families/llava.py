@@ -54,6 +54,7 @@ def describe(config: LlavaConfig) -> Architecture:
                 vision_taps,
                 read,
                 {"attn_pattern": Attention(f"{tower}.self_attn", "attention_mask", "vision", eager=True)},
+                skips=False,  # a hook of transformers collects the layer that is read
             ),
             Stack(
                 "language",
@@ -81,4 +82,5 @@ def describe(config: LlavaConfig) -> Architecture:
         token_embeds=Tap("model.language_model.embed_tokens", "output"),
         readout=Tap("lm_head", "output"),
         keeps_logits=True,
+        packs="language",
     )

@@ -1,0 +1,175 @@
+"""The engine gives the numbers of one pass a cell, whatever it reuses and however it cuts a sweep into batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import vlm_patching as vp
+from tests.conftest import BUNDLED, RANDOM
+from vlm_patching import pipeline
+from vlm_patching.backends import kernels
+from vlm_patching.backends.plan import NAIVE, Settings
+
+FLAGS = ("reuse_image", "layers", "cross_keys", "pack", "cone")
+SIP, NOISE = {"kind": "semantic_image_pair"}, {"kind": "gaussian_noise", "draws": 2}
+TEXT = {"llava": "language", "blip": "question_encoder"}
+
+
+def drawn(rng: random.Random, name: str, sites: list[str]) -> dict[str, Any]:
+    """A section and its corruption, drawn: sites, positions, windows, direction, method."""
+    stack = TEXT[name.split("-")[1]]
+    groups = ["image:object", "subject", "each:question", "last", "question"]
+    usual = {
+        "sites": rng.sample([site for site in sites if "head" not in site], 2),
+        "positions": rng.sample([*groups, "image", "decoding", "cls", "image:other"], 6),
+        "window": rng.choice([1, 2, 3, [1, 3]]),
+        "layers": rng.choice(["all", [0], [1, 2], [2]]),
+    }
+    heads = usual | {"sites": [rng.choice([site for site in sites if "head" in site])]}
+    corruption = {"corruption": rng.choice([SIP, NOISE])}
+    sever = {"sites": [f"{stack}.resid_post"], "positions": ["subject", "last"], "sever": "mlp_out"}
+    metrics = {"metrics": ["answer_log_probability", "probability"]} if rng.random() < 0.3 else {}
+    direction = {"direction": rng.choice(["denoise", "noise"])}
+    path = {"sites": [f"{stack}.attn_head"], "positions": ["subject", "last"], "layers": [0, 1], **direction}
+    receiver = {"site": f"{stack}.mlp_out", "layer": 2, "position": "last"}
+    return rng.choice(
+        [
+            corruption | {"patch": usual | direction} | metrics,
+            corruption | {"patch": heads | direction | {"placebo": rng.random() < 0.3}} | metrics,
+            corruption | {"patch": sever | direction} | metrics,
+            corruption | {"path": path | rng.choice([{}, {"receiver": receiver}])},
+            corruption | {"steer": usual | {"strengths": [-1, 2]}},
+            {"ablate": heads | {"kind": rng.choice(["zero", "mean"])}} | metrics,
+            {"ablate": usual | {"kind": rng.choice(["zero", "resample", "mean"])}},
+            {"knockout": {"edges": ["image -> question", "question -> last", "all -> last"], "window": [1, 2]}}
+            | metrics,
+        ]
+    )
+
+
+def run(spec: vp.Experiment, model: Any, pairs: list[vp.Pair], **more: Any) -> xr.Dataset:
+    return vp.run(spec, model=model, inputs=pairs, progress=False, checks=False, **more)
+
+
+def differences(found: xr.Dataset, wanted: xr.Dataset) -> dict[str, float]:
+    assert set(found.data_vars) == set(wanted.data_vars)
+    for name in found.data_vars:
+        assert (found[name].isnull() == wanted[name].isnull()).all()
+    return {str(name): float(abs(found[name] - wanted[name]).max().fillna(0)) for name in found.data_vars}
+
+
+@pytest.mark.parametrize("draw", range(12))
+@pytest.mark.parametrize("name", [*BUNDLED, *RANDOM])
+def test_a_drawn_sweep_is_that_of_one_pass_a_cell_with_any_reuse(
+    name: str, draw: int, loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, model = random.Random(f"{name}/{draw}"), loaded[name]
+    pairs = vp.load_pairs("shapes", n=2, seed=draw, questions=["color_choice"])
+    head = {"name": "drawn", "model": {"name": name}, "pairs": {"dataset": "shapes", "keep": "all"}}
+    wanted = None
+    while wanted is None:
+        spec = vp.Experiment.from_dict(head | drawn(rng, name, model.description.architecture.sites()))
+        try:
+            wanted = run(spec, model, pairs, engine="naive")
+        except vp.SpecError:  # positions that these sites have not got, windows too wide: draw again
+            continue
+    flags = {flag: rng.random() < 0.6 for flag in FLAGS}
+    settings = Settings(rows=rng.choice([None, 1, 3, 7]), tokens=rng.choice([1, 20, 128, 1000]), **flags)
+    monkeypatch.setattr(pipeline, "Settings", lambda rows: settings)
+    for metric, difference in differences(run(spec, model, pairs), wanted).items():
+        tolerance = 1e-5 if metric.startswith("probability") else 1e-4
+        assert difference <= tolerance, f"{metric} {difference:.2g} {settings}: {spec.to_yaml()}"
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_every_single_reuse_gives_the_same_numbers_and_effects_are_large(
+    name: str, loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = TEXT[name.split("-")[1]]
+    patch = {"sites": [f"{stack}.resid_post", f"{stack}.mlp_out"], "positions": ["subject", "question", "last"]}
+    head = {"name": "each", "model": {"name": name}, "pairs": {"dataset": "shapes", "keep": "all"}}
+    spec = vp.Experiment.from_dict(head | {"corruption": NOISE, "patch": patch})
+    pairs = vp.load_pairs("shapes", n=2, seed=5)
+    wanted = run(spec, loaded[name], pairs, engine="naive")
+    assert float(np.nanmax(wanted["logit_difference"]) - np.nanmin(wanted["logit_difference"])) > 1
+    for on in itertools.chain([()], [(flag,) for flag in FLAGS], [FLAGS]):
+        settings = dataclasses.replace(NAIVE, rows=None, **dict.fromkeys(on, True))
+        monkeypatch.setattr(pipeline, "Settings", lambda rows, chosen=settings: chosen)
+        found = differences(run(spec, loaded[name], pairs), wanted)
+        assert found["probability"] <= 1e-5 and found["logit_difference"] <= 1e-4, (on, found)
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_running_out_of_memory_halves_the_passes_and_ends_with_the_same_numbers(
+    name: str, loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = TEXT[name.split("-")[1]]
+    head = {"name": "memory", "model": {"name": name}, "pairs": {"dataset": "shapes", "n": 2}}
+    patch = {"sites": [f"{stack}.attn_head"], "positions": "each:question"}
+    spec = vp.Experiment.from_dict(head | {"corruption": SIP, "patch": patch})
+    pairs = vp.load_pairs("shapes", n=2)
+    wanted, real, failed = run(spec, loaded[name], pairs), kernels.run_trace, []
+
+    def of_little_memory(model: Any, program: Any, trace: dict[str, Any], *more: Any) -> None:
+        size = len(trace["pack"]["positions"]) if "pack" in trace else trace["rows"]
+        if size > 24:
+            failed.append(size)
+            raise torch.OutOfMemoryError("simulated")
+        real(model, program, trace, *more)
+
+    monkeypatch.setattr(kernels, "run_trace", of_little_memory)
+    found = differences(run(spec, loaded[name], pairs), wanted)
+    assert failed and found["probability"] <= 1e-6 and found["logit_difference"] <= 1e-4
+    monkeypatch.setattr(kernels, "run_trace", lambda *arguments: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
+    with pytest.raises(vp.RunError, match="Memory does not suffice for pair 'shapes-0-0'"):
+        run(spec, loaded[name], pairs)
+
+
+def test_cells_that_reach_nothing_are_what_the_base_run_is_without_being_run(
+    loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = {"name": "idle", "model": {"name": "shapes-llava"}, "pairs": {"dataset": "shapes", "n": 1}}
+    patch = {"sites": ["language.mlp_out"], "layers": [5], "positions": ["image", "subject"]}
+    spec = vp.Experiment.from_dict(head | {"corruption": SIP, "patch": patch})
+    swept, real = [], kernels.run_trace
+
+    def counted(model: Any, program: Any, trace: dict[str, Any], *more: Any) -> None:
+        swept.append(trace["run"])
+        real(model, program, trace, *more)
+
+    monkeypatch.setattr(kernels, "run_trace", counted)
+    ds = run(spec, loaded["shapes-llava"], vp.load_pairs("shapes", n=1))
+    assert "patched" not in swept
+    assert (ds["logit_difference"] == ds["logit_difference_corrupted"]).all()
+
+
+def test_a_plan_counts_what_is_run(loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    ran, real = [], kernels.run_trace
+
+    def counted(*arguments: Any) -> None:
+        ran.append(1)
+        real(*arguments)
+
+    monkeypatch.setattr(kernels, "run_trace", counted)
+    for preset, model in (("notice2024_llava_heads", "shapes-llava"), ("answer_path_blip", "shapes-blip")):
+        spec = vp.Experiment.from_spec(preset, {"pairs.n": 3})
+        plan = vp.plan(spec)
+        ran.clear()
+        vp.run(spec, model=loaded[model], progress=False, checks=False)
+        assert len(ran) == plan.engine.forward_passes < plan.naive.forward_passes
+        assert plan.naive.token_layers > 2 * plan.engine.token_layers
+        assert plan.pairs == 3 and "token-layers" in str(plan) and plan.to_dict()["cells"] == plan.cells
+    assert vp.plan(spec, model=loaded["shapes-blip"]).seconds > 0
+
+
+def test_an_unknown_engine_is_refused() -> None:
+    with pytest.raises(vp.SpecError, match="Did you mean 'naive'"):
+        vp.run("palit2023", engine="naiv")

@@ -1,0 +1,404 @@
+"""Cells → forward passes of swept runs: which cells share one, what of the base run it starts from, and its operations.
+
+Two ways. *Rows*: every cell is a row of one batch. *Packed*, in a causal decoder: every cell is a stretch of query
+positions of one sequence, from the first position it edits on; all share the base run's keys and values of the
+positions before, which are never copied, and see themselves alone, by a mask. Layers under the lowest edited one are
+skipped with the base run's hidden states, either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vlm_patching.backends.cells import Cell
+from vlm_patching.backends.changes import Change, changes_of, key_of, received_at
+from vlm_patching.backends.traces import at, trace
+from vlm_patching.graph import SWEPT, Run
+from vlm_patching.models import Stack, Tap
+
+if TYPE_CHECKING:
+    from vlm_patching.backends.plan import Job, Settings
+
+Needs = dict[str, tuple[Tap, int]]
+AFTER_ATTENTION = ("attn_context", "attn_out", "mlp_neuron", "mlp_out", "resid_post")
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a cell's own sequence is in a forward pass.
+
+    Attributes
+    ----------
+    row
+        The row of the batch.
+    start, offset
+        Packed: the first position it recomputes, and where that is among the query positions.
+    prefix
+        Packed: how many positions are in the shared prefix; None for rows.
+    """
+
+    row: int
+    start: int = 0
+    offset: int = 0
+    prefix: int | None = None
+
+    def position(self, index: int) -> int:
+        """Where a position of the cell's sequence is."""
+        return index - self.start + self.offset
+
+    def key(self, index: int) -> int:
+        """Where a position is among the keys: in the prefix, or behind it."""
+        return index if self.prefix is None or index < self.start else self.prefix + self.position(index)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell, and where its runs part from their base.
+
+    Attributes
+    ----------
+    number
+        Its place in the sweep.
+    changes
+        Run → what it changes there.
+    first
+        Run → the stack's place in the order of execution, and the layer, before which nothing changes.
+    start
+        Run → the first position that is changed or read.
+    stacks
+        Where any of its changes and reads are.
+    """
+
+    number: int
+    cell: Cell
+    changes: Mapping[str, Sequence[Change]]
+    first: Mapping[str, tuple[int, int]]
+    start: Mapping[str, int]
+    stacks: frozenset[str]
+
+
+def exact_traces(job: Job, cells: Sequence[Cell], settings: Settings) -> list[dict[str, Any]]:
+    """Every forward pass of a sweep whose cells are run."""
+    runs = [run for run in job.graph.runs if run.name in SWEPT]
+    planned = [_planned(job, runs, number, cell) for number, cell in enumerate(cells)]
+    idle = [item for item in planned if settings.cone and _reaches_nothing(job, item)]
+    packed = [item for item in planned if settings.pack and item.stacks == {job.architecture.packs}]
+    done = {item.number for item in idle}
+    traces = [_filled(job, run, idle) for run in runs if idle]
+    for batch in _packed_batches(job, [item for item in packed if item.number not in done], runs[0].name, settings):
+        traces += [_packed(job, runs, run, batch) for run in runs]
+    done |= {item.number for item in packed}
+    for items in _row_batches([item for item in planned if item.number not in done], runs[0].name, job, settings):
+        traces += [_rows(job, run, items, settings) for run in runs]
+    return traces
+
+
+def _planned(job: Job, runs: Sequence[Run], number: int, cell: Cell) -> Planned:
+    """Where a cell's sweep has to start. A layer whose output alone is edited need not run itself."""
+    architecture, changes, first, start = job.architecture, {}, {}, {}
+    stacks: set[str] = set()
+    for run in runs:
+        changes[run.name] = changes_of(job.graph, architecture, job.pair, run, cell)
+        layers: list[tuple[int, int]] = []
+        positions: list[int] = []
+        for change in changes[run.name]:
+            is_output = change.tap == change.stack.taps.get("resid_post")
+            layers.append((architecture.ordinal(change.stack.name), change.layer + is_output))
+            positions += change.positions
+            stacks.add(change.stack.name)
+        for read in run.reads:
+            positions += received_at(architecture, job.pair, read.at)
+            name = architecture.locate(read.at.site)[0].name
+            stacks.add(name)
+            layers.append((architecture.ordinal(name), int(str(read.at.layer))))
+        last = architecture.stacks[-1]
+        first[run.name] = min(layers, default=(architecture.ordinal(last.name), last.layers))
+        start[run.name] = min(positions, default=job.length - 1)
+    return Planned(number, cell, changes, first, start, frozenset(stacks or {architecture.stacks[-1].name}))
+
+
+def _reaches_nothing(job: Job, item: Planned) -> bool:
+    """Whether nothing that a cell changes is ever read: behind the last attention, at positions that are not read out.
+
+    Of a path, what reaches the receiver is read as well, so its cells are always run.
+    """
+    if job.graph.method == "path":
+        return False
+    return all(_is_unread(job, change) for changes in item.changes.values() for change in changes)
+
+
+def _is_unread(job: Job, change: Change) -> bool:
+    stack, positions = change.stack, change.positions
+    if stack.name == "vision":
+        return change.layer > stack.last_layer
+    late = change.kind == "block" or change.tap in [stack.taps.get(name) for name in AFTER_ATTENTION]
+    in_last = stack.name == job.architecture.packs and change.layer == stack.layers - 1
+    return in_last and late and max(positions, default=0) < job.length - 1
+
+
+def _filled(job: Job, run: Run, items: Sequence[Planned]) -> dict[str, Any]:
+    """Cells that are what the base run is."""
+    base = job.graph.run(job.graph.base)
+    rows = [item.cell.draw if "draw" in base.over else 0 for item in items]
+    cells = torch.tensor([item.number for item in items])
+    known = {"run": run.name, "fill": base.name, "base_rows": torch.tensor(rows), "cells": cells}
+    return known | {"measured": run.name != "sender", "needs": {}, "reuses_image": False}
+
+
+def _row_batches(items: Sequence[Planned], run: str, job: Job, settings: Settings) -> Iterator[list[Planned]]:
+    """Cells that start at one layer together, as many as fit."""
+    rows = settings.rows or job.rows_per_pass
+    together: dict[Any, list[Planned]] = {}
+    for item in items:
+        together.setdefault(item.first[run] if settings.layers else None, []).append(item)
+    for members in together.values():
+        for i in range(0, len(members), rows):
+            yield members[i : i + rows]
+
+
+def _rows(job: Job, run: Run, items: Sequence[Planned], settings: Settings) -> dict[str, Any]:
+    """One forward pass whose rows are cells."""
+    needs: Needs = {}
+    spots = {item.number: Spot(row) for row, item in enumerate(items)}
+    held_sites = [edit.at.site for edit in run.edits if edit.kind == "hold"]
+    in_vision = any("vision" in item.stacks for item in items) or any(s.startswith("vision.") for s in held_sites)
+    first = min(item.first[run.name] for item in items) if settings.layers else (0, 0)
+    if in_vision:
+        first = (0, 0)
+    draws = [item.cell.draw for item in items]
+    base = job.graph.run(job.graph.base)
+    index = torch.tensor([draw if "draw" in base.over else 0 for draw in draws])
+    operations = _changed(items, run, spots, spots, needs) + _reads(job, run)
+    held = _held(job, run, needs, first, index, None)
+    keeps: dict[str, Tap] = {}
+    skipped, passed = _passed(job, first, index, needs, keeps, settings)
+    reuses = settings.reuse_image and not in_vision
+    noise = job.noise(run, draws)
+    if noise is not None and noise["site"] == "token_embeds" and passed:
+        noise = None  # the encoder that it would go into is passed over
+    return trace(
+        job.architecture,
+        run,
+        len(items),
+        [*operations, *held, *skipped, *(job.skipped_image(draws) if reuses else [])],
+        noise,
+        reuses_image=reuses,
+        measured=run.name != "sender",
+        needs=needs,
+        keeps=keeps,
+        cells=torch.tensor([item.number for item in items]),
+    )
+
+
+def _passed(
+    job: Job, first: tuple[int, int], index: torch.Tensor, needs: Needs, keeps: dict[str, Tap], settings: Settings
+) -> tuple[list[dict[str, Any]], bool]:
+    """What need not run again before the first change, row by base row; and whether the text encoder is among it."""
+    architecture, base = job.architecture, job.graph.base
+    operations: list[dict[str, Any]] = []
+    encoder_passed = False
+    ordinal, layer = first
+
+    def skip(tap: Tap, at_layer: int, source_layer: int) -> None:
+        key = key_of(base, tap, source_layer)
+        needs[key] = (tap, source_layer)
+        operations.append({"do": "skip", "name": key, "index": index, **at(tap, at_layer)})
+
+    for stack in architecture.stacks:
+        here = architecture.ordinal(stack.name)
+        if not settings.layers or stack.name == "vision":
+            continue
+        if here < ordinal and stack.whole is not None:
+            whole = {"do": "skip", "name": f"{base}.{stack.whole.path}", "index": index, **at(stack.whole)}
+            keeps[f"{base}.{stack.whole.path}"] = stack.whole
+            operations.append(whole)
+            encoder_passed = True
+            continue
+        start = layer if here == ordinal and stack.skips else 0
+        for number in range(start):
+            skip(stack.taps["resid_post"], number, start - 1)
+        keys_change = ordinal <= architecture.ordinal("image_embeds" if here == 3 else architecture.text_stack)
+        if settings.cross_keys and not keys_change:
+            for path in stack.image_keys:
+                for number in range(start, stack.layers):
+                    skip(Tap(path, "output"), number, number)
+    return operations, encoder_passed
+
+
+def _packed_batches(
+    job: Job, items: Sequence[Planned], run: str, settings: Settings
+) -> Iterator[list[list[tuple[int, Planned]]]]:
+    """Columns (a cell in every row of the base run that it is in), as many as fit, from low layers to high."""
+    base = job.graph.run(job.graph.base)
+    columns: dict[Any, list[tuple[int, Planned]]] = {}
+    for item in items:
+        row = item.cell.draw if "draw" in base.over else 0
+        columns.setdefault(replace(item.cell, draw=0) if "draw" in base.over else item.number, []).append((row, item))
+    batch: list[list[tuple[int, Planned]]] = []
+    tokens = 0
+    for column in sorted(columns.values(), key=lambda c: (c[0][1].first[run], c[0][1].start[run])):
+        length = job.length + job.given - column[0][1].start[run]
+        if batch and tokens + length > settings.tokens:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(column)
+        tokens += length
+    if batch:
+        yield batch
+
+
+def _packed(
+    job: Job, runs: Sequence[Run], run: Run, columns: Sequence[Sequence[tuple[int, Planned]]]
+) -> dict[str, Any]:
+    """One forward pass whose query positions are cells, over the base run's keys and values."""
+    stack = job.architecture.stack(job.architecture.packs)
+    base, needs = job.graph.run(job.graph.base), Needs()
+    spots, positions, starts, ends = _layout(job, run, columns)
+    sender = _layout(job, runs[0], columns)[0] if runs[0].name == "sender" else spots
+    items = [item for column in columns for _, item in column]
+    layer = min(item.first[run.name][1] for item in items)
+    rows = len(range(job.draws)) if "draw" in base.over else 1
+    index, where = torch.arange(rows), torch.tensor(positions)
+    operations = _changed(items, run, spots, sender, needs) + _reads(job, run)
+    operations += _held(job, run, needs, (job.architecture.ordinal(stack.name), layer), index, where)
+    operations += _entered(base, stack, layer, index, where, needs)
+    order = [(spots[item.number].row, number) for number, column in enumerate(columns) for _, item in column]
+    pack = {
+        "cache": f"{base.name}.cache",
+        "prefix": max(starts),
+        "starts": torch.tensor([starts[i] for i, (a, b) in enumerate(ends) for _ in range(b - a)]),
+        "cells": torch.tensor([i for i, (a, b) in enumerate(ends) for _ in range(b - a)]),
+        "positions": where,
+        "ends": torch.tensor([b - 1 - job.given + i for _, b in ends for i in range(1 + job.given)]),
+        "at_rows": torch.tensor([row for row, _ in order]),
+        "at_columns": torch.tensor([number for _, number in order]),
+    }
+    return trace(
+        job.architecture,
+        run,
+        rows,
+        operations,
+        reuses_image=False,
+        measured=run.name != "sender",
+        needs=needs,
+        cells=torch.tensor([item.number for item in items]),
+        pack=pack,
+    )
+
+
+def _layout(
+    job: Job, run: Run, columns: Sequence[Sequence[tuple[int, Planned]]]
+) -> tuple[dict[int, Spot], list[int], list[int], list[tuple[int, int]]]:
+    """Cell's number → its spot; every query's position; every column's first position, and its range of queries."""
+    starts = [column[0][1].start[run.name] for column in columns]
+    spots: dict[int, Spot] = {}
+    positions: list[int] = []
+    ends = []
+    for column, start in zip(columns, starts, strict=True):
+        offset = len(positions)
+        positions += range(start, job.length + job.given)
+        ends.append((offset, len(positions)))
+        spots |= {item.number: Spot(row, start, offset, max(starts)) for row, item in column}
+    return spots, positions, starts, ends
+
+
+def _entered(
+    base: Run, stack: Stack, layer: int, index: torch.Tensor, positions: torch.Tensor, needs: Needs
+) -> list[dict[str, Any]]:
+    """The base run's hidden states at the queries' positions, put in at a layer; the layers below are passed over."""
+    shared = {"index": index, "positions": positions}
+    if layer == 0:
+        tap = stack.taps["resid_pre"]
+        key = key_of(base.name, tap, 0)
+        needs[key] = (tap, 0)
+        return [{"do": "hold", "source": key, **shared, **at(tap, 0)}]
+    tap = stack.taps["resid_post"]
+    key = key_of(base.name, tap, layer - 1)
+    needs[key] = (tap, layer - 1)
+    return [{"do": "skip", "name": key, **shared, **at(tap, number)} for number in range(layer)]
+
+
+def _reads(job: Job, run: Run) -> list[dict[str, Any]]:
+    places = [(job.architecture.tap(read.at.site), int(str(read.at.layer))) for read in run.reads]
+    return [{"do": "read", "name": key_of(run.name, tap, layer), **at(tap, layer)} for tap, layer in places]
+
+
+def _held(
+    job: Job,
+    run: Run,
+    needs: Needs,
+    first: tuple[int, int],
+    index: torch.Tensor,
+    positions: torch.Tensor | None,
+) -> list[dict[str, Any]]:
+    """Sites that are held in all layers at what they are in the base run, but for what is read; none before `first`."""
+    architecture, base = job.architecture, job.graph.base
+    read = [(architecture.tap(item.at.site), item.at.layer) for item in run.reads]
+    operations = []
+    for edit in run.edits:
+        if edit.kind != "hold" or edit.at.layer != "all":
+            continue
+        stack, tap = architecture.locate(edit.at.site)[0], architecture.tap(edit.at.site)
+        for layer in range(stack.layers):
+            if (tap, layer) in read or (architecture.ordinal(stack.name), layer) < first:
+                continue
+            key = key_of(base, tap, layer)
+            needs[key] = (tap, layer)
+            operations.append({"do": "hold", "source": key, "index": index, "positions": positions, **at(tap, layer)})
+    return operations
+
+
+def _changed(
+    items: Sequence[Planned], run: Run, spots: Mapping[int, Spot], sender: Mapping[int, Spot], needs: Needs
+) -> list[dict[str, Any]]:
+    """One operation for all cells' changes of one kind at one place."""
+    grouped: dict[tuple[Any, ...], list[tuple[Spot, Spot, Change]]] = {}
+    for item in items:
+        for change in item.changes[run.name]:
+            grouped.setdefault(change.group, []).append((spots[item.number], sender[item.number], change))
+            if change.source is not None:
+                needs[change.source] = (change.tap, change.layer)
+    return [_block(members) if members[0][2].kind == "block" else _edit(members) for members in grouped.values()]
+
+
+def _block(members: Sequence[tuple[Spot, Spot, Change]]) -> dict[str, Any]:
+    first = members[0][2]
+    cells = [
+        {
+            "row": spot.row,
+            "heads": change.heads_blocked,
+            "queries": torch.tensor([spot.position(i) for i in change.positions]),
+            "keys": torch.tensor([spot.key(i) for i in change.source_positions]),
+        }
+        for spot, _, change in members
+    ]
+    known = {"heads": first.stack.heads, "causal": first.causal, "length": first.length}
+    return {"do": "block", "cells": cells, **known, **at(first.tap, first.layer)}
+
+
+def _edit(members: Sequence[tuple[Spot, Spot, Change]]) -> dict[str, Any]:
+    first = members[0][2]
+    entries = [(spot, sender, change, i) for spot, sender, change in members for i in range(len(change.positions))]
+    taken: dict[str, Any] = {"source": first.source, "source_rows": None, "source_positions": None}
+    if first.source is not None:
+        from_sender = first.source.startswith("sender.")
+        rows = [sender.row if from_sender else change.source_row for _, sender, change, _ in entries]
+        places = [
+            sender.position(change.source_positions[i]) if from_sender else change.source_positions[i]
+            for _, sender, change, i in entries
+        ]
+        taken |= {"source_rows": torch.tensor(rows), "source_positions": torch.tensor(places)}
+    return {
+        "do": first.kind,
+        **taken,
+        "at_rows": torch.tensor([spot.row for spot, _, _, _ in entries]),
+        "at_positions": torch.tensor([spot.position(change.positions[i]) for spot, _, change, i in entries]),
+        "at_heads": torch.tensor([change.head for _, _, change, _ in entries]) if first.head is not None else None,
+        "factors": torch.tensor([float(change.factor) for _, _, change, _ in entries]),
+        "heads": first.stack.heads,
+        **at(first.tap, first.layer),
+    }

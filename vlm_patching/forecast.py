@@ -1,0 +1,251 @@
+"""What a run will cost, before anything runs: forward passes, layers × positions, bytes, against one pass a cell."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_patching.backends.cells import cells_of
+from vlm_patching.backends.local import execute
+from vlm_patching.backends.plan import NAIVE, Job, Reference, Settings, rows_per_pass
+from vlm_patching.experiment import Experiment
+from vlm_patching.graph.lower import lower
+from vlm_patching.models import Architecture, Model
+from vlm_patching.pairs import Pair
+from vlm_patching.pipeline import check_inputs, described, one_thread_if_small, pairs_of
+from vlm_patching.preparation import Prepared, corrupted_pairs, prepare
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Sums over forward passes.
+
+    Attributes
+    ----------
+    forward_passes
+        How often the model is called.
+    token_layers
+        Rows × positions × layers that are computed, over all stacks.
+    """
+
+    forward_passes: int = 0
+    token_layers: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.forward_passes + other.forward_passes, self.token_layers + other.token_layers)
+
+    def times(self, count: int) -> Cost:
+        return Cost(self.forward_passes * count, self.token_layers * count)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cost of an experiment, were every pair kept.
+
+    Attributes
+    ----------
+    pairs, cells
+        How many.
+    engine, naive
+        What runs, and what one forward pass a cell would run.
+    largest_rows, largest_bytes
+        Of one pass: its rows (or query positions), and about what its widest activations take.
+    reuses
+        What swept runs take over from their base runs.
+    seconds
+        About how long, where it was calibrated.
+    """
+
+    name: str
+    model: str
+    pairs: int
+    cells: int
+    engine: Cost
+    naive: Cost
+    largest_rows: int
+    largest_bytes: int
+    reuses: tuple[str, ...]
+    seconds: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """Naive over engine, in token-layers."""
+        return self.naive.token_layers / max(1, self.engine.token_layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        costs = {
+            name: {"forward_passes": c.forward_passes, "token_layers": c.token_layers} for name, c in self._costs()
+        }
+        fields = ("name", "model", "pairs", "cells", "largest_rows", "largest_bytes", "seconds")
+        return (
+            {name: getattr(self, name) for name in fields} | costs | {"reuses": list(self.reuses), "ratio": self.ratio}
+        )
+
+    def _costs(self) -> tuple[tuple[str, Cost], ...]:
+        return ("engine", self.engine), ("naive", self.naive)
+
+    def __str__(self) -> str:
+        lines = [f'Plan "{self.name}" on {self.model}', f"  {self.pairs} pairs, {self.cells:,} cells"]
+        for name, cost in self._costs():
+            lines.append(f"  {name:<7} {cost.forward_passes:>12,} forward passes {cost.token_layers:>18,} token-layers")
+        lines.append(f"  {self.ratio:.1f} times less arithmetic; reuses: {', '.join(self.reuses) or 'nothing'}")
+        lines.append(f"  largest pass: {self.largest_rows:,} rows or queries, about {_bytes(self.largest_bytes)}")
+        if self.seconds is not None:
+            lines.append(f"  about {self.seconds:.1f} s here")
+        return "\n".join(lines)
+
+
+def plan(
+    what: Experiment | str | Path,
+    *,
+    model: Model | str | None = None,
+    inputs: Sequence[Pair] | None = None,
+    batch_rows: int | None = None,
+    threads: int | None = None,
+) -> Plan:
+    """What an experiment will cost. Needs the model's configuration, not its weights.
+
+    Parameters
+    ----------
+    what
+        An experiment, a preset's name or a YAML file.
+    model
+        A model's name; or a loaded model, and then the first pair's passes are run to forecast the time.
+    inputs, batch_rows, threads
+        As `vp.run` takes them.
+
+    Returns
+    -------
+    Plan
+        ``print(plan)`` fits a screen.
+
+    Examples
+    --------
+    >>> print(plan("notice2024_llava_heads"))  # doctest: +SKIP
+    """
+    experiment = what if isinstance(what, Experiment) else Experiment.from_spec(what)
+    check_inputs(inputs)
+    description = described(experiment, model)
+    graph = lower(experiment, description.architecture)
+    pairs = list(inputs) if inputs is not None else pairs_of(experiment)
+    pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
+    prepared = prepare(graph, description, pairs)
+    settings = Settings(rows=batch_rows)
+    alike = _alike(prepared)
+    engine, naive, cells, largest = Cost(), Cost(), 0, (0, 0)
+    for members in alike:
+        job = _job(prepared, members[0])
+        swept = cells_of(graph, description.architecture, job.pair)
+        program = job.program(swept, settings)
+        engine += _cost(description.architecture, job, program).times(len(members))
+        naive += _naive(description.architecture, job, swept).times(len(members))
+        cells += len(swept) * len(members)
+        largest = max(largest, _largest(description.architecture, job, program))
+    seconds = None
+    if isinstance(model, Model):
+        with one_thread_if_small(threads, model):
+            seconds = sum(_seconds(prepared, members[0], model, settings) * len(members) for members in alike[:3])
+        seconds *= sum(map(len, alike)) / max(1, sum(len(members) for members in alike[:3]))
+    return Plan(
+        experiment.name,
+        description.name,
+        len(pairs),
+        cells,
+        engine,
+        naive,
+        *largest,
+        _reuses(description.architecture, settings),
+        seconds,
+    )
+
+
+def _job(prepared: Prepared, number: int) -> Job:
+    return Job(
+        prepared.graph, prepared.description.architecture, prepared.encode(number), Reference(1.0, {}, ((0,), (1,)))
+    )
+
+
+def _alike(prepared: Prepared) -> list[list[int]]:
+    """Pairs whose sweeps have the same shape together: as many positions of every kind in every stack."""
+    groups: dict[Any, list[int]] = {}
+    for number, pair in enumerate(prepared.encoded):
+        shape = tuple(
+            (name, len(stack.positions), tuple(stack.groups.items())) for name, stack in pair.positions.items()
+        )
+        groups.setdefault(shape, []).append(number)
+    return list(groups.values())
+
+
+def _naive(architecture: Architecture, job: Job, cells: Sequence[Any]) -> Cost:
+    """One full forward pass for every cell (of a swept run that estimates: as many as cells), beside the base runs."""
+    bases = job.program([], NAIVE)["bases"]
+    whole = sum((_cost_of(architecture, job, trace) for trace in bases), Cost())
+    row = Cost(1, sum(stack.layers * len(job.pair.positions[stack.name].positions) for stack in architecture.stacks))
+    return whole + row.times(len(cells))
+
+
+def _cost(architecture: Architecture, job: Job, program: Mapping[str, Any]) -> Cost:
+    times = len(program["forced"])
+    traces = [*program["bases"], *program["sweeps"]]
+    return sum((_cost_of(architecture, job, trace) for trace in traces if "fill" not in trace), Cost()).times(times)
+
+
+def _cost_of(architecture: Architecture, job: Job, trace: Mapping[str, Any]) -> Cost:
+    skipped = {operation["path"] for operation in trace["operations"] if operation["do"] == "skip"}
+    if "pack" in trace:
+        stack = architecture.stack(architecture.packs)
+        layers = _layers_run(architecture, stack.name, skipped)
+        return Cost(1, trace["rows"] * len(trace["pack"]["positions"]) * layers)
+    total = 0
+    for stack in architecture.stacks:
+        passed = stack.name == "vision" and trace["reuses_image"]
+        if passed or (stack.whole is not None and stack.whole.path in skipped):
+            continue
+        positions = len(job.pair.positions[stack.name].positions)
+        total += trace["rows"] * positions * _layers_run(architecture, stack.name, skipped)
+    return Cost(1, total)
+
+
+def _layers_run(architecture: Architecture, name: str, skipped: Iterable[str]) -> int:
+    stack = architecture.stack(name)
+    path = stack.taps["resid_post"].path
+    return sum(path.format(layer=layer) not in set(skipped) for layer in range(stack.layers))
+
+
+def _largest(architecture: Architecture, job: Job, program: Mapping[str, Any]) -> tuple[int, int]:
+    rows = [len(trace["pack"]["positions"]) if "pack" in trace else trace.get("rows", 0) for trace in program["sweeps"]]
+    most = max(rows, default=0)
+    share = rows_per_pass(architecture, job.pair)
+    return most, math.ceil(192 * 2**20 * most / max(share, most))
+
+
+def _seconds(prepared: Prepared, number: int, model: Model, settings: Settings) -> float:
+    job = _job(prepared, number)
+    program = job.program(cells_of(job.graph, job.architecture, job.pair), settings) | {"keep": "all"}
+    vectors = {key for trace in program["sweeps"] for key in trace.get("needs", {}) if key.startswith("vector:")}
+    if vectors:
+        return float("nan")  # means over all pairs would have to be taken first
+    start = time.perf_counter()
+    execute(model, [program])
+    return time.perf_counter() - start
+
+
+def _reuses(architecture: Architecture, settings: Settings) -> tuple[str, ...]:
+    found = {
+        "images": settings.reuse_image,
+        "lower layers": settings.layers,
+        "cross-attention keys and values": settings.cross_keys
+        and any(stack.image_keys for stack in architecture.stacks),
+        "key-value prefix": settings.pack and bool(architecture.packs),
+        "cells without effect": settings.cone,
+    }
+    return tuple(name for name, used in found.items() if used)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
