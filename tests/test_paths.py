@@ -23,8 +23,12 @@ SEVERED = [
 SENDER = {"blip": "question_encoder.cross_attn_head", "llava": "language.attn_head"}
 STACK = {"blip": "question_encoder", "llava": "language"}
 CONTEXTS = {
-    "blip": ["question_encoder.attn_context", "question_encoder.cross_attn_context"],
+    "blip": ["question_encoder.attn_context", "question_encoder.cross_attn_context", "answer_decoder.attn_context"],
     "llava": ["language.attn_context"],
+}
+BEHIND_VISION = {
+    "blip": ["vision.attn_context", "question_encoder.attn_context", "answer_decoder.attn_context"],
+    "llava": ["vision.attn_context", "language.attn_context"],
 }
 FROM = {"blip": ["question", "last"], "llava": ["image:object", "question", "last"]}
 AT = {"question_encoder": "question", "answer_decoder": "decoding", "language": "last"}
@@ -154,10 +158,11 @@ def test_a_path_out_of_the_image_encoder_equals_the_oracle(
     case, stack = cases[name], STACK[family(name)]
     section: dict[str, Any] = {"sites": ["vision.attn_head"], "positions": ["image:object", "image:other"]}
     if receiver == "text":
-        section["receiver"] = {"site": f"{stack}.resid_post", "layer": 1, "position": AT[stack]}
+        at = AT[stack] if family(name) == "blip" else "image:object"  # all attention of LLaVA's language is frozen
+        section["receiver"] = {"site": f"{stack}.resid_post", "layer": 1, "position": at}
     section |= {} if freeze == "default" else {"freeze": []}
     assert_path(
-        loaded[name], case, "semantic_image_pair", section, ["vision.attn_context"] if freeze == "default" else []
+        loaded[name], case, "semantic_image_pair", section, BEHIND_VISION[family(name)] if freeze == "default" else []
     )
 
 

@@ -128,9 +128,9 @@ class CorruptionSpec(Section):
         Noise at token_embeds: whose tokens; `subject` where not given. Constraint replacement: which span is replaced;
         `constraint` where not given.
     k
-        Noise that is added: its standard deviation, in standard deviations of the clean values over all pairs, positions
-        and dimensions together (as Meng et al. have it: where dimensions have offsets of their own, that is more than
-        any of them varies by; `vp.diagnose` says how far it takes the model); 3 where nothing is given.
+        Noise that is added: its standard deviation, in standard deviations of the clean values over all pairs,
+        positions and dimensions together, as Meng et al. have it (where dimensions have offsets of their own, that is
+        more than any of them varies by: `vp.diagnose` says how far it takes the model); 3 where nothing is given.
     std
         The same in absolute units, in place of k.
     multiplicative, scale
