@@ -35,7 +35,7 @@ CORRUPTIONS: dict[str, dict[str, Any]] = {
 QUESTION = {"semantic_image_pair": "color_choice", "symmetric_token_replacement": "place", "gaussian_noise": "color"}
 NOISE = 3.0
 # What stands in the place of "small red object".
-PHRASES = {"shorter": "red object", "longer": "object cyan red object", "as long": "large red object"}
+PHRASES = {"shorter": "red object", "longer": "object cyan red object"}
 
 Inputs = dict[str, Tensor]
 Cell = dict[str, Any]

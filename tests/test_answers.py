@@ -245,7 +245,7 @@ def test_what_is_frozen_stays_frozen_while_the_answer_is_forced(
     frozen = [f"{stack}.attn_context"]
     frozen += [f"{stack}.cross_attn_context", "answer_decoder.attn_context"] if "blip" in name else []
     top = layer_count(case.module, site) - 1
-    section = {"path": {"sites": [site], "layers": [top - 1, top], "positions": ["question", "last"]}}
+    section = {"path": {"sites": [site], "layers": [top - 1], "positions": ["question", "last"]}}
     ds = results(loaded[name], [case], section, case.settings("semantic_image_pair"), list(SMOOTH))
 
     def wanted(cell: Cell) -> dict[str, float]:

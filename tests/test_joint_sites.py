@@ -188,7 +188,7 @@ def constraint_patched(case: Case, cell: Cell, partners: dict[int, int], directi
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
-@pytest.mark.parametrize("length", list(PHRASES))
+@pytest.mark.parametrize("length", ["shorter", "longer"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_replaced_constraint_of_another_length_is_paired_from_its_end(
     name: str, length: str, direction: str, loaded: dict[str, Any], cases: dict[str, list[Case]]

@@ -106,7 +106,7 @@ def test_a_path_from_head_to_receiver_equals_the_oracle(
         "mlp": [f"{stack}.mlp_out"],
         "everything": [*CONTEXTS[family(name)], f"{stack}.mlp_out"],
     }[freeze]
-    section: dict[str, Any] = {"sites": [site], "positions": FROM[family(name)], "receiver": end}
+    section: dict[str, Any] = {"sites": [site], "heads": [0, 1], "positions": FROM[family(name)], "receiver": end}
     section["layers"] = sorted({0, layer - 1}) if receiver == "head" else [top - 2, top - 1]
     section |= {} if freeze == "default" else {"freeze": frozen}
     assert_path(loaded[name], case, "semantic_image_pair", section, frozen)

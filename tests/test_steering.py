@@ -15,7 +15,7 @@ from tests.oracle.edits import edited_in_turn, noise_edits, steered
 from tests.oracle.patching import layer_count, run
 
 CORRUPTIONS = ["semantic_image_pair", "gaussian_noise"]
-STRENGTHS = [4.0, -2.0, 0.5]
+STRENGTHS = [4.0, -0.5]
 MODULE = {"blip": "question_encoder.resid_post", "llava": "language.mlp_out"}
 HEAD = {"blip": "question_encoder.attn_head", "llava": "language.attn_head"}
 

@@ -138,7 +138,7 @@ def _check_positions(graph: InterventionGraph, architecture: Architecture, pair:
         noise_positions(graph, architecture, pair)
         for edit in main_edits(graph.swept):
             if str(edit.source).startswith("sender."):
-                received_at(architecture, pair, edit.at)
+                received_at(graph, architecture, pair, edit.at)
         if graph.method == "knockout":
             check_edges(graph, architecture, pair)
             return

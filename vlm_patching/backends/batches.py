@@ -111,7 +111,7 @@ def _planned(job: Job, runs: Sequence[Run], number: int, cell: Cell) -> Planned:
             positions += change.positions
             stacks.add(change.stack.name)
         for read in run.reads:
-            positions += received_at(architecture, job.pair, read.at)
+            positions += received_at(job.graph, architecture, job.pair, read.at)
             name = architecture.locate(read.at.site)[0].name
             stacks.add(name)
             layers.append((architecture.ordinal(name), int(str(read.at.layer))))
@@ -122,13 +122,23 @@ def _planned(job: Job, runs: Sequence[Run], number: int, cell: Cell) -> Planned:
 
 
 def _reaches_nothing(job: Job, item: Planned) -> bool:
-    """Whether nothing that a cell changes is ever read: behind the last attention, at positions that are not read out.
+    """Whether nothing that a cell changes is ever read, or it is put in as it is.
 
-    Of a path, what reaches the receiver is read as well, so its cells are always run.
+    Not read is what is behind the last attention, at positions that are not read out; as it is already is, in a causal
+    decoder, what stands before anything in which the two runs differ. Of a path, what reaches the receiver is read as
+    well, so its cells are always run.
     """
     if job.graph.method == "path":
         return False
-    return all(_is_unread(job, change) for changes in item.changes.values() for change in changes)
+    changes = [change for of_run in item.changes.values() for change in of_run]
+    return all(_is_unread(job, change) or _is_the_same(job, change) for change in changes)
+
+
+def _is_the_same(job: Job, change: Change) -> bool:
+    run = str(change.source).split(".")[0]
+    if change.stack.name != job.architecture.packs or change.kind != "replace" or run not in ("clean", "corrupted"):
+        return False
+    return max((*change.positions, *change.source_positions), default=0) < job.first_difference
 
 
 def _is_unread(job: Job, change: Change) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_patching.backends.cells import Cell, chosen_positions, partners
+from vlm_patching.errors import SpecError
 from vlm_patching.graph import Edit, InterventionGraph, Place, Run, parts
 from vlm_patching.inputs import EncodedPair
 from vlm_patching.models import PATTERN_COMPONENTS, Architecture, Stack, Tap
@@ -78,7 +79,7 @@ def changes_of(
         elif edit.kind == "block":
             changes += _blocked(architecture, pair, edit, cell)
         elif edit.kind == "replace" and str(edit.source).startswith("sender."):
-            changes.append(_received(architecture, pair, edit))
+            changes.append(_received(graph, architecture, pair, edit))
         elif edit.kind == "replace":
             source = cell.instead or str(edit.source).split(".")[0]
             for site in parts(cell.site):
@@ -105,7 +106,9 @@ def _taken(
         there = _in_other(graph, architecture, pair, cell).indices
         pairs = [(a, b) for a, b in zip(here, there, strict=True) if a is not None]
     else:
-        pairs = partners(graph, stack, pair, cell.position, source)
+        pairs = partners(graph, stack, pair, cell.position, source if edit.kind != "hold" else graph.origin)
+        if edit.kind == "hold":  # what is patched is held above, at the same positions of the run itself
+            pairs = [(here, here) for here, _ in pairs]
     row = cell.draw if "draw" in graph.run(source).over else 0
     head = cell.head if edit.kind == "replace" else None
     positions, sources = tuple(a for a, _ in pairs), tuple(b for _, b in pairs)
@@ -121,20 +124,26 @@ def _in_other(graph: InterventionGraph, architecture: Architecture, pair: Encode
     return dict(zip([chosen.label for chosen in mine], theirs, strict=True))[cell.position.label]
 
 
-def _received(architecture: Architecture, pair: EncodedPair, edit: Edit) -> Change:
+def _received(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair, edit: Edit) -> Change:
     """The receiver of a path takes what reached it in the sender's run: its row and positions are the cell's there."""
     place = edit.at
     stack, tap, layer = architecture.locate(place.site)[0], architecture.tap(place.site), int(str(place.layer))
-    positions = received_at(architecture, pair, place)
+    positions = received_at(graph, architecture, pair, place)
     head = None if place.head is None else int(str(place.head))
     return Change("replace", tap, layer, stack, positions, head, key_of("sender", tap, layer), 0, positions)
 
 
-def received_at(architecture: Architecture, pair: EncodedPair, place: Place) -> tuple[int, ...]:
-    """Positions of the receiver, in the clean prompt; `SpecError` where this example has no such ones."""
+def received_at(
+    graph: InterventionGraph, architecture: Architecture, pair: EncodedPair, place: Place
+) -> tuple[int, ...]:
+    """Positions of the receiver in the swept run's sequence; `SpecError` where this example has none."""
     stack = architecture.locate(place.site)[0]
     assert place.position is not None
-    return tuple(i for chosen in pair.positions[stack.name].choose(place.position) for i in chosen.indices)
+    indices = tuple(i for chosen in pair.positions[stack.name].choose(place.position) for i in chosen.indices)
+    found = tuple(i for i in pair.on(graph.swept.on, stack.name, indices) if i is not None)
+    if not found:
+        raise SpecError(f"the receiver's position {place.position!r} is not in the prompt that is patched")
+    return found
 
 
 def _own(

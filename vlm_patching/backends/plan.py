@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -165,6 +166,22 @@ class Job:
         """Tokens of an answer that are given behind the prompt, where whole answers are measured."""
         forced = self._forced(self.graph.metrics)[0]
         return 0 if forced is None else int(forced["given"].shape[1])
+
+    @cached_property
+    def first_difference(self) -> int:
+        """The first position of the text sequence at which the clean and the corrupted run can differ."""
+        stack = self.pair.positions[self.architecture.text_stack]
+        clean, corrupted = (self.pair.inputs[self.graph.run(run).on] for run in ("clean", "corrupted"))
+        ids = [inputs["input_ids"][0] for inputs in (clean, corrupted)]
+        shorter = min(map(len, ids))
+        differ = (ids[0][:shorter] != ids[1][:shorter]).nonzero().flatten().tolist()
+        found = [*differ[:1], shorter]
+        noise = noise_of(self.graph)
+        if not torch.equal(clean["pixel_values"], corrupted["pixel_values"]) or (noise and noise.at.position is None):
+            found += [i for i, position in enumerate(stack.positions) if position.modality == "image"][:1]
+        if noise and noise.at.position is not None:
+            found += noise_positions(self.graph, self.architecture, self.pair) or []
+        return min(found)
 
     @property
     def draws(self) -> int:
