@@ -307,12 +307,6 @@ def _paths(runs: Runs) -> str:
         f"""**Paths.** Most of these effects reach the logits without passing another head: of the effect of restoring a
         head, its direct path alone gives {listed}. """,
     )
-    across = vp.effect(runs.preset("heads_llava_paths"), LD).sel(position="image:object")
-    body += claim(
-        float(abs(across).max()) == 0,
-        """(`heads_llava_paths` also asks for paths from heads of the object's patches to the last token, and finds 0
-        throughout. It must: only attention leads there, and it is frozen.)""",
-    )
     return prose(body)
 
 
