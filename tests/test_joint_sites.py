@@ -45,11 +45,11 @@ def family(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def cases(loaded: dict[str, Any]) -> dict[str, list[Case]]:
-    """Four pairs, whose subjects are 3, 1, 3 and 1 tokens long."""
+    """Five pairs, whose subjects are 3, 1, 3, 1 and 3 tokens long."""
     made = {}
     for name, model in loaded.items():
-        long, short = unsure_cases(model, n=2), unsure_cases(model, "object", 2)
-        made[name] = with_one_noise([long[0], short[0], long[1], short[1]])
+        long, short = unsure_cases(model, n=3), unsure_cases(model, "object", 2)
+        made[name] = with_one_noise([long[0], short[0], long[1], short[1], long[2]])
     return made
 
 
@@ -126,7 +126,7 @@ def test_a_placebo_is_the_value_in_the_clean_run_of_the_next_pair_of_that_length
     name: str, corruption: str, direction: str, loaded: dict[str, Any], cases: dict[str, list[Case]]
 ) -> None:
     """Here not the second pair, whose subject is shorter, but the third."""
-    case, _, donor, _ = cases[name]
+    case, _, donor, *_ = cases[name]
     stack = case.text_stack
     section = {"sites": [f"{stack}.resid_post"], "layers": [0, 2], "positions": ["each:subject", "last"]}
     section |= {"direction": direction, "placebo": True}

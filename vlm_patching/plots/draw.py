@@ -5,6 +5,7 @@ from __future__ import annotations
 import xarray as xr
 from matplotlib.figure import Figure
 
+from vlm_patching.errors import unknown
 from vlm_patching.plots.heatmap import head_function, heads, heatmap, mean_effect
 from vlm_patching.plots.lines import knockout, lens
 
@@ -38,7 +39,10 @@ def draw(
         return {"": lens(ds, metric, site=site)}
     if "head" not in ds.dims:
         return {"": heatmap(ds, metric, site=site, normalize=normalize)}
-    positions = [position] if position is not None else [str(label) for label in ds["position"].values]
+    known = [str(label) for label in ds["position"].values]
+    if position is not None and position not in known:
+        raise unknown("position in this dataset", position, known)
+    positions = [position] if position is not None else known
     if method == "attention":
         figures = {label: head_function(ds, site=site, position=label) for label in positions}
     else:
