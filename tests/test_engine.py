@@ -165,7 +165,7 @@ def test_a_plan_counts_what_is_run(loaded: dict[str, Any], monkeypatch: pytest.M
         ran.clear()
         vp.run(spec, model=loaded[model], progress=False, checks=False)
         assert len(ran) == plan.engine.forward_passes < plan.naive.forward_passes
-        assert plan.naive.token_layers > 2 * plan.engine.token_layers
+        assert plan.naive.token_layers > plan.engine.token_layers
         assert plan.pairs == 3 and "token-layers" in str(plan) and plan.to_dict()["cells"] == plan.cells
     assert vp.plan(spec, model=loaded["shapes-blip"]).seconds > 0
 

@@ -31,6 +31,7 @@ BEHIND_VISION = {
     "llava": ["vision.attn_context", "language.attn_context"],
 }
 FROM = {"blip": ["question", "last"], "llava": ["image:object", "question", "last"]}
+Busiest = dict[tuple[str, str], tuple[int, int]]
 AT = {"question_encoder": "question", "answer_decoder": "decoding", "language": "last"}
 
 
@@ -41,6 +42,17 @@ def family(name: str) -> str:
 @pytest.fixture(scope="module")
 def cases(loaded: dict[str, Any]) -> dict[str, Case]:
     return {name: unsure_cases(model)[0] for name, model in loaded.items()}
+
+
+@pytest.fixture(scope="module")
+def busiest(cases: dict[str, Case]) -> Busiest:
+    """Model and site → the layer and number of its busiest head."""
+    found = {}
+    for name, case in cases.items():
+        decoder = ["answer_decoder.cross_attn_head"] if "blip" in name else []
+        for site in [f"{STACK[family(name)]}.attn_head", *decoder]:
+            found[name, site] = busiest_head(case, site)
+    return found
 
 
 def assert_path(
@@ -92,10 +104,10 @@ def test_the_direct_path_of_a_head_to_the_logits_equals_the_oracle(
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_a_path_from_head_to_receiver_equals_the_oracle(
-    name: str, receiver: str, freeze: str, loaded: dict[str, Any], cases: dict[str, Case]
+    name: str, receiver: str, freeze: str, loaded: dict[str, Any], cases: dict[str, Case], busiest: Busiest
 ) -> None:
     case, site, stack = cases[name], SENDER[family(name)], STACK[family(name)]
-    layer, head = busiest_head(case, f"{stack}.attn_head")
+    layer, head = busiest[name, f"{stack}.attn_head"]
     top = layer_count(case.module, site) - 1
     end: dict[str, Any] = {"site": f"{stack}.resid_post", "layer": top, "position": AT[stack]}
     if receiver == "head":
@@ -128,10 +140,10 @@ def busiest_head(case: Case, site: str) -> tuple[int, int]:
 @pytest.mark.parametrize(("corruption", "direction"), [("semantic_image_pair", "denoise"), ("gaussian_noise", "noise")])
 @pytest.mark.parametrize("name", [name for name in NAMES if "blip" in name])
 def test_a_path_across_stacks_equals_the_oracle(
-    name: str, corruption: str, direction: str, loaded: dict[str, Any], cases: dict[str, Case]
+    name: str, corruption: str, direction: str, loaded: dict[str, Any], cases: dict[str, Case], busiest: Busiest
 ) -> None:
     case, site = cases[name], "answer_decoder.cross_attn_head"
-    layer, head = busiest_head(case, site)
+    layer, head = busiest[name, site]
     receiver = {"site": site, "layer": layer, "head": head, "position": "decoding"}
     top = layer_count(case.module, site) - 1
     section = {"sites": [SENDER["blip"]], "positions": ["question", "last"], "layers": [1, top], "receiver": receiver}
@@ -140,11 +152,11 @@ def test_a_path_across_stacks_equals_the_oracle(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_whole_module_sends_and_a_receiver_under_another_name_of_a_frozen_place_is_read(
-    name: str, loaded: dict[str, Any], cases: dict[str, Case]
+    name: str, loaded: dict[str, Any], cases: dict[str, Case], busiest: Busiest
 ) -> None:
     """The contexts are frozen, but for the layer that the receiver is a head of."""
     case, stack = cases[name], STACK[family(name)]
-    layer, head = busiest_head(case, f"{stack}.attn_head")
+    layer, head = busiest[name, f"{stack}.attn_head"]
     receiver = {"site": f"{stack}.attn_head", "layer": layer, "head": head, "position": AT[stack]}
     section = {"sites": [f"{stack}.resid_post"], "positions": FROM[family(name)], "receiver": receiver}
     assert_path(loaded[name], case, "semantic_image_pair", section, CONTEXTS[family(name)])

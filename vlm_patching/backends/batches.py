@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from vlm_patching.backends.plan import Job, Settings
 
 Needs = dict[str, tuple[Tap, int]]
+FEW_ROWS = 16
+"""A pass of fewer rows costs hardly less than one of as many, so layers are put together."""
 AFTER_ATTENTION = ("attn_context", "attn_out", "mlp_neuron", "mlp_out", "resid_post")
 
 
@@ -160,14 +162,19 @@ def _filled(job: Job, run: Run, items: Sequence[Planned]) -> dict[str, Any]:
 
 
 def _row_batches(items: Sequence[Planned], run: str, job: Job, settings: Settings) -> Iterator[list[Planned]]:
-    """Cells that start at one layer together, as many as fit."""
+    """Cells that start at one layer together, or at several where those of one are few, as many as fit."""
     rows = settings.rows or job.rows_per_pass
     together: dict[Any, list[Planned]] = {}
-    for item in items:
+    for item in sorted(items, key=lambda item: item.first[run]) if settings.layers else items:
         together.setdefault(item.first[run] if settings.layers else None, []).append(item)
+    batch: list[Planned] = []
     for members in together.values():
-        for i in range(0, len(members), rows):
-            yield members[i : i + rows]
+        batch += members
+        while len(batch) >= min(rows, FEW_ROWS):
+            yield batch[:rows]
+            batch = batch[rows:]
+    if batch:
+        yield batch
 
 
 def _rows(job: Job, run: Run, items: Sequence[Planned], settings: Settings) -> dict[str, Any]:

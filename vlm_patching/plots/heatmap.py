@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -173,7 +174,8 @@ def _panels(
             panel.set_ylabel("")
     if ax is None:
         at = f", heads at {values['position'].values}" if across == "head" and "position" in values.coords else ""
-        figure.suptitle(f"{ds.attrs.get('name', '')}{at}\n{subtitle(ds, metric)}", fontsize=10)
+        below = textwrap.fill(subtitle(ds, metric), int(figure.get_figwidth() * 12))
+        figure.suptitle(f"{ds.attrs.get('name', '')}{at}\n{below}", fontsize=10)
     return figure
 
 
