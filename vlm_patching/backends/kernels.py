@@ -269,7 +269,8 @@ def apply(model: Any, operation: dict[str, Any], values: dict[str, Any], found: 
 
 def taken(saved: torch.Tensor, operation: dict[str, Any]) -> torch.Tensor:
     """The listed rows of a kept value, and of them the listed positions (all where none are)."""
-    rows = saved[operation["index"]]
+    index = operation["index"]
+    rows = saved.expand(len(index), *saved.shape[1:]) if len(saved) == 1 else saved[index]
     return rows if operation.get("positions") is None else rows[:, operation["positions"]]
 
 

@@ -124,7 +124,7 @@ class Job:
 
     def halved(self, settings: Settings) -> Settings:
         """Passes of half the size; the same where they are of one cell already."""
-        rows = settings.rows or self.rows_per_pass
+        rows = settings.rows or self.rows_per_pass(in_vision=False)
         return replace(settings, rows=max(1, rows // 2), tokens=max(1, settings.tokens // 2))
 
     def _forced(self, metrics: Sequence[str]) -> list[dict[str, Any] | None]:
@@ -187,9 +187,8 @@ class Job:
     def draws(self) -> int:
         return draws_of(self.graph)
 
-    @property
-    def rows_per_pass(self) -> int:
-        return rows_per_pass(self.architecture, self.pair)
+    def rows_per_pass(self, in_vision: bool) -> int:
+        return rows_per_pass(self.architecture, self.pair, in_vision)
 
     def _base(self, run: Run, sweeps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A base run, which reads whatever the sweeps take from it."""
@@ -239,11 +238,12 @@ class Job:
         }
 
 
-def rows_per_pass(architecture: Architecture, pair: EncodedPair) -> int:
-    """Rows a forward pass, so that its widest activations stay within a budget of memory."""
-    length = max(len(stack.positions) for stack in pair.positions.values())
+def rows_per_pass(architecture: Architecture, pair: EncodedPair, in_vision: bool = True) -> int:
+    """Rows a forward pass, so that its widest activations stay within a budget of memory; with images, or without."""
+    keys = max(len(stack.positions) for stack in pair.positions.values())
+    queries = keys if in_vision else len(pair.positions[architecture.text_stack].positions)
     heads = max(stack.heads for stack in architecture.stacks)
-    return max(1, min(MOST_ROWS, BATCH_BYTES // (4 * length * max(length * heads, 4096))))
+    return max(1, min(MOST_ROWS, BATCH_BYTES // (4 * queries * max(keys * heads, 4096))))
 
 
 def noise_positions(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair) -> list[int] | None:
