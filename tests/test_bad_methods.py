@@ -101,6 +101,11 @@ def test_a_spec_that_says_too_much_or_too_little_is_refused(changes: dict[str, A
             {**SIP, "path": {**HEADS, "receiver": {**RECEIVER, "position": "decoding"}}},
             ("'decoding'", "shapes-0-0"),
         ),
+        (
+            "shapes-llava",
+            {**SIP, "path": {**HEADS, "receiver": {"site": "vision.mlp_out", "layer": 1, "position": "image"}}},
+            ("Nothing passes from language", "vision"),
+        ),
         ("shapes-llava", {**SIP, "path": {**HEADS, "freeze": ["language.attn_head"]}}, ("attn_context",)),
         ("shapes-llava", {**SIP, "path": {**HEADS, "freeze": ["language.attn"]}}, ("path.freeze", "attn_out")),
         ("shapes-llava", {"lens": {"sites": ["vision.resid_post"]}}, ("unembedding", "language")),

@@ -99,6 +99,11 @@ def _check_other_places(graph: InterventionGraph, architecture: Architecture) ->
             by_head = component in HEAD_COMPONENTS
             if place in received:
                 _check_receiver(stack, place, by_head)
+                senders = [architecture.locate(part)[0].name for site in sites_of(graph) for part in parts(site)]
+                if architecture.ordinal(stack.name) < min(map(architecture.ordinal, senders)):
+                    raise SpecError(
+                        f"Nothing passes from {senders[0]} to the receiver's {stack.name}, which comes before it."
+                    )
             elif place.layer == "above" and stack.name != architecture.locate(parts(sites_of(graph)[0])[0])[0].name:
                 raise SpecError(f"{place.site} is held above a cell of another stack; it must be of the cell's own.")
             elif by_head:
