@@ -11,7 +11,7 @@ from typing import Any
 
 from vlm_patching.backends.cells import cells_of
 from vlm_patching.backends.local import execute
-from vlm_patching.backends.plan import NAIVE, Job, Reference, Settings, rows_per_pass
+from vlm_patching.backends.plan import BATCH_BYTES, NAIVE, Job, Reference, Settings, rows_per_pass
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph.lower import lower
 from vlm_patching.models import Architecture, Model
@@ -221,7 +221,7 @@ def _largest(architecture: Architecture, job: Job, program: Mapping[str, Any]) -
     rows = [len(trace["pack"]["positions"]) if "pack" in trace else trace.get("rows", 0) for trace in program["sweeps"]]
     most = max(rows, default=0)
     share = rows_per_pass(architecture, job.pair)
-    return most, math.ceil(192 * 2**20 * most / max(share, most))
+    return most, math.ceil(BATCH_BYTES * most / max(share, most))
 
 
 def _seconds(prepared: Prepared, number: int, model: Model, settings: Settings) -> float:

@@ -21,7 +21,7 @@ from vlm_patching.backends.plan import NAIVE, Job, Settings, rows_per_pass
 from vlm_patching.backends.reference import read_vectors, reference
 from vlm_patching.errors import RunError, SpecError, unknown
 from vlm_patching.experiment import Experiment
-from vlm_patching.graph import FILE, SWEPT, InterventionGraph, sites_of
+from vlm_patching.graph import SWEPT, InterventionGraph, sites_of, vector_file
 from vlm_patching.graph.check import check_graph
 from vlm_patching.graph.lower import lower
 from vlm_patching.inputs import EncodedPair
@@ -124,9 +124,9 @@ def run(
     if experiment:
         pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
     prepared = prepare(graph, description, pairs)
-    for edit in graph.swept.edits:
-        if str(edit.source).startswith(FILE):
-            read_vectors(Path(str(edit.source).removeprefix(FILE)))
+    vectors = vector_file(graph)
+    if vectors is not None:
+        read_vectors(Path(vectors))
     blank = template(graph, description.architecture, prepared.encoded)
     blank.attrs = planned_attributes(experiment, graph, description, pairs)
     results = ZarrStore(store, blank) if store is not None else MemoryStore(blank)

@@ -17,7 +17,7 @@ import torch
 from vlm_patching.backends.cells import Cell
 from vlm_patching.backends.changes import Change, changes_of, key_of, received_at
 from vlm_patching.backends.traces import at, trace
-from vlm_patching.graph import SWEPT, Run
+from vlm_patching.graph import SWEPT, Run, row_of
 from vlm_patching.models import Stack, Tap
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _is_unread(job: Job, change: Change) -> bool:
 def _filled(job: Job, run: Run, items: Sequence[Planned]) -> dict[str, Any]:
     """Cells that are what the base run is."""
     base = job.graph.run(job.graph.base)
-    rows = [item.cell.draw if "draw" in base.over else 0 for item in items]
+    rows = [row_of(base, item.cell.draw) for item in items]
     cells = torch.tensor([item.number for item in items])
     known = {"run": run.name, "fill": base.name, "base_rows": torch.tensor(rows), "cells": cells}
     return known | {"measured": run.name != "sender", "needs": {}, "reuses_image": False}
@@ -188,7 +188,7 @@ def _rows(job: Job, run: Run, items: Sequence[Planned], settings: Settings) -> d
         first = (0, 0)
     draws = [item.cell.draw for item in items]
     base = job.graph.run(job.graph.base)
-    index = torch.tensor([draw if "draw" in base.over else 0 for draw in draws])
+    index = torch.tensor([row_of(base, draw) for draw in draws])
     operations = _changed(items, run, spots, spots, needs) + _reads(job, run)
     held = _held(job, run, needs, first, index, None)
     keeps: dict[str, Tap] = {}
@@ -225,10 +225,8 @@ def _passed(
         needs[key] = (tap, source_layer)
         operations.append({"do": "skip", "name": key, "index": index, **at(tap, at_layer)})
 
-    for stack in architecture.stacks:
+    for stack in architecture.stacks if settings.layers else ():
         here = architecture.ordinal(stack.name)
-        if not settings.layers or stack.name == "vision":
-            continue
         if here < ordinal and stack.whole is not None:
             whole = {"do": "skip", "name": f"{base}.{stack.whole.path}", "index": index, **at(stack.whole)}
             keeps[f"{base}.{stack.whole.path}"] = stack.whole
@@ -238,9 +236,9 @@ def _passed(
         start = layer if here == ordinal and stack.skips else 0
         for number in range(start):
             skip(stack.taps["resid_post"], number, start - 1)
-        keys_change = ordinal <= architecture.ordinal("image_embeds" if here == 3 else architecture.text_stack)
-        if settings.cross_keys and not keys_change:
-            for path in stack.image_keys:
+        for path in stack.image_keys if settings.cross_keys else ():
+            made_of = stack.attentions["cross_attn_pattern"].keys
+            if ordinal > architecture.ordinal("image_embeds" if made_of == "vision" else made_of):
                 for number in range(start, stack.layers):
                     skip(Tap(path, "output"), number, number)
     return operations, encoder_passed
@@ -253,7 +251,7 @@ def _packed_batches(
     base = job.graph.run(job.graph.base)
     columns: dict[Any, list[tuple[int, Planned]]] = {}
     for item in items:
-        row = item.cell.draw if "draw" in base.over else 0
+        row = row_of(base, item.cell.draw)
         columns.setdefault(replace(item.cell, draw=0) if "draw" in base.over else item.number, []).append((row, item))
     batch: list[list[tuple[int, Planned]]] = []
     tokens = 0
@@ -278,7 +276,7 @@ def _packed(
     sender = _layout(job, runs[0], columns)[0] if runs[0].name == "sender" else spots
     items = [item for column in columns for _, item in column]
     layer = min(item.first[run.name][1] for item in items)
-    rows = len(range(job.draws)) if "draw" in base.over else 1
+    rows = job.draws if "draw" in base.over else 1
     index, where = torch.arange(rows), torch.tensor(positions)
     operations = _changed(items, run, spots, sender, needs) + _reads(job, run)
     operations += _held(job, run, needs, (job.architecture.ordinal(stack.name), layer), index, where)

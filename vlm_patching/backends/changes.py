@@ -8,7 +8,7 @@ from typing import Any
 
 from vlm_patching.backends.cells import Cell, chosen_positions, partners
 from vlm_patching.errors import SpecError
-from vlm_patching.graph import Edit, InterventionGraph, Place, Run, parts
+from vlm_patching.graph import Edit, InterventionGraph, Place, Run, parts, row_of
 from vlm_patching.inputs import EncodedPair
 from vlm_patching.models import PATTERN_COMPONENTS, Architecture, Stack, Tap
 from vlm_patching.positions import Chosen
@@ -109,7 +109,7 @@ def _taken(
         pairs = partners(graph, stack, pair, cell.position, source if edit.kind != "hold" else graph.origin)
         if edit.kind == "hold":  # what is patched is held above, at the same positions of the run itself
             pairs = [(here, here) for here, _ in pairs]
-    row = cell.draw if "draw" in graph.run(source).over else 0
+    row = row_of(graph.run(source), cell.draw)
     head = cell.head if edit.kind == "replace" else None
     positions, sources = tuple(a for a, _ in pairs), tuple(b for _, b in pairs)
     return [

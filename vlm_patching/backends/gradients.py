@@ -17,7 +17,7 @@ import torch
 from vlm_patching.backends.cells import Cell
 from vlm_patching.backends.changes import Change, changes_of, key_of
 from vlm_patching.backends.traces import at, trace
-from vlm_patching.graph import draws_of, parts
+from vlm_patching.graph import draws_of, parts, row_of
 from vlm_patching.models import Tap
 from vlm_patching.positions import Chosen
 
@@ -69,7 +69,7 @@ def _trace(job: Job, cells: Sequence[Cell], group_of: Sequence[int], groups: Seq
         "cells": len(cells),
         "steps": steps,
         "base": graph.base,
-        "base_rows": torch.tensor([_row(job, graph.base, cell.draw) for cell in cells]),
+        "base_rows": torch.tensor([row_of(graph.run(graph.base), cell.draw) for cell in cells]),
         "terms": [_term(job, members, tap, layer) for (tap, layer, _), members in terms.items()],
     }
     return trace(
@@ -83,10 +83,6 @@ def _trace(job: Job, cells: Sequence[Cell], group_of: Sequence[int], groups: Seq
         needs=needs,
         gradients=gradients,
     )
-
-
-def _row(job: Job, run: str, draw: int) -> int:
-    return draw if "draw" in job.graph.run(run).over else 0
 
 
 def _term(job: Job, members: Sequence[tuple[int, int, Cell, Change]], tap: Tap, layer: int) -> dict[str, Any]:
@@ -104,7 +100,7 @@ def _term(job: Job, members: Sequence[tuple[int, int, Cell, Change]], tap: Tap, 
         "at_heads": torch.tensor([change.head for _, _, _, change, _ in entries]) if by_head else None,
         "source_rows": torch.tensor([change.source_row for _, _, _, change, _ in entries]),
         "source_positions": torch.tensor([change.source_positions[i] for _, _, _, change, i in entries]),
-        "base_rows": torch.tensor([_row(job, base, cell.draw) for _, _, cell, _, _ in entries]),
+        "base_rows": torch.tensor([row_of(job.graph.run(base), cell.draw) for _, _, cell, _, _ in entries]),
         "heads": members[0][3].stack.heads,
     }
 
@@ -125,8 +121,8 @@ def _interpolation(job: Job, change: Change, start: int, draws: int, steps: int)
         "base": key_of(job.graph.base, change.tap, change.layer),
         "source": key_of(job.graph.origin, change.tap, change.layer),
         "at_rows": torch.tensor([row for row, _, _ in rows]),
-        "base_rows": torch.tensor([_row(job, job.graph.base, draw) for _, draw, _ in rows]),
-        "source_rows": torch.tensor([_row(job, job.graph.origin, draw) for _, draw, _ in rows]),
+        "base_rows": torch.tensor([row_of(job.graph.run(job.graph.base), draw) for _, draw, _ in rows]),
+        "source_rows": torch.tensor([row_of(job.graph.run(job.graph.origin), draw) for _, draw, _ in rows]),
         "parts": torch.tensor([part for _, _, part in rows]),
         "at_positions": torch.tensor(change.positions),
         "source_positions": torch.tensor(change.source_positions),

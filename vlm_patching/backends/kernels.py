@@ -143,7 +143,7 @@ def packed_inputs(
     mask = torch.zeros(queries, prefix + queries, dtype=weight.dtype)
     mask = mask.masked_fill(~torch.cat([before, own], 1), torch.finfo(weight.dtype).min)
     inputs = {
-        "input_ids": torch.full((rows, queries), program["filler"]),
+        "input_ids": torch.full((rows, queries), program["answer"]),
         "position_ids": positions.expand(rows, queries),
         "attention_mask": mask.expand(rows, 1, queries, prefix + queries),
         "logits_to_keep": pack["ends"],

@@ -23,7 +23,7 @@ from vlm_patching.backends.gradients import gradient_traces
 from vlm_patching.backends.reading import attention_trace, lens_traces
 from vlm_patching.backends.traces import at, trace
 from vlm_patching.errors import SpecError
-from vlm_patching.graph import SWEPT, InterventionGraph, Run, draws_of, noise_of
+from vlm_patching.graph import SWEPT, InterventionGraph, Run, draws_of, noise_of, row_of
 from vlm_patching.inputs import EncodedPair
 from vlm_patching.metrics import METRICS
 from vlm_patching.models import Architecture, Tap
@@ -116,7 +116,6 @@ class Job:
             "keep": graph.keep,
             "vectors": self.reference.vectors,
             "keeps_logits": architecture.keeps_logits,
-            "filler": pair.answer[0],
             "readout": {"path": architecture.readout.path, "part": architecture.readout.part},
             "bases": [self._base(run, sweeps) for run in graph.runs if run.name not in SWEPT],
             "sweeps": sweeps,
@@ -156,12 +155,12 @@ class Job:
             return gradient_traces(self, cells, rows)
         return exact_traces(self, cells, settings)
 
-    @property
+    @cached_property
     def length(self) -> int:
         """Positions of the swept run's text sequence."""
         return int(self.pair.inputs[self.graph.swept.on]["input_ids"].shape[1])
 
-    @property
+    @cached_property
     def given(self) -> int:
         """Tokens of an answer that are given behind the prompt, where whole answers are measured."""
         forced = self._forced(self.graph.metrics)[0]
@@ -213,7 +212,7 @@ class Job:
     def skipped_image(self, draws: Sequence[int]) -> list[dict[str, Any]]:
         """Operations that give a swept run the image of its base run, row by draw."""
         base, image = self.graph.run(self.graph.base), self.architecture.image
-        index = torch.tensor([draw if "draw" in base.over else 0 for draw in draws])
+        index = torch.tensor([row_of(base, draw) for draw in draws])
         taps = [Tap(path, "output") for path in image.bypass]
         skipped = [{"do": "skip", "name": f"{base.name}.{tap.path}", "index": None, **at(tap)} for tap in taps]
         return [*skipped, {"do": "skip", "name": f"{base.name}.image", "index": index, **at(image.embeds)}]

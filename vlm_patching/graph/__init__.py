@@ -11,9 +11,11 @@ from vlm_patching.graph.ir import (
     edges_of,
     noise_of,
     parts,
+    row_of,
     sites_of,
     swept_place,
     values_of,
+    vector_file,
 )
 from vlm_patching.graph.structure import DIMENSIONS, FILE, NOISE_KINDS, SWEPT, main_edits
 
@@ -33,7 +35,9 @@ __all__ = [
     "main_edits",
     "noise_of",
     "parts",
+    "row_of",
     "sites_of",
     "swept_place",
     "values_of",
+    "vector_file",
 ]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vlm_patching.errors import SpecError
-from vlm_patching.graph.structure import NOISE_KINDS, SWEPT, check_structure, main_edits
+from vlm_patching.graph.structure import FILE, NOISE_KINDS, SWEPT, check_structure, main_edits
 from vlm_patching.validation import explain, parse_json
 
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -255,6 +255,17 @@ def edges_of(label: str) -> tuple[str, str]:
 def noise_of(graph: InterventionGraph) -> Edit | None:
     """The edit that corrupts the corrupted run, None where its input does or there is no such run."""
     return next((edit for run in graph.runs[1:] for edit in run.edits if edit.kind in NOISE_KINDS), None)
+
+
+def row_of(run: Run, draw: int) -> int:
+    """The row in which a base run has a noise draw: its own, or the only one of a run that no noise is in."""
+    return draw if "draw" in run.over else 0
+
+
+def vector_file(graph: InterventionGraph) -> str | None:
+    """The file whose vectors steer, None where none does."""
+    sources = [edit.source for edit in graph.swept.edits if edit.source is not None and edit.source.startswith(FILE)]
+    return sources[0].removeprefix(FILE) if sources else None
 
 
 def draws_of(graph: InterventionGraph) -> int:

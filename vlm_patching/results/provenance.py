@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_patching.experiment import Experiment
-from vlm_patching.graph import FILE, InterventionGraph
+from vlm_patching.graph import InterventionGraph, vector_file
 from vlm_patching.models import Model, ModelDescription
 from vlm_patching.pairs import Pair, pairs_digest
 
@@ -63,11 +63,8 @@ def model_attributes(model: Model, backend: str) -> dict[str, Any]:
 
 def _vector(graph: InterventionGraph) -> dict[str, str]:
     """Which numbers a file of vectors holds, where one steers."""
-    for edit in graph.swept.edits:
-        if str(edit.source).startswith(FILE):
-            path = Path(str(edit.source).removeprefix(FILE))
-            return {"vector_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    return {}
+    path = vector_file(graph)
+    return {} if path is None else {"vector_sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
 
 
 def _version(name: str) -> str:
