@@ -41,6 +41,11 @@ Inputs = dict[str, Tensor]
 Cell = dict[str, Any]
 
 
+def family(name: str) -> str:
+    """The family of a test model, by its name."""
+    return "blip" if "blip" in name else "llava"
+
+
 @dataclass
 class Case:
     """One model and one pair, prepared for the oracle without the package's help.

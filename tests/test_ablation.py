@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import vlm_patching as vp
-from tests.cases import NAMES, Case, Cell, assert_equals_oracle, results, unsure_cases, window
+from tests.cases import NAMES, Case, Cell, assert_equals_oracle, family, results, unsure_cases, window
 from tests.oracle.edits import ablated, site_mean
 from tests.oracle.patching import head_count, layer_count, run
 
@@ -22,10 +22,6 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 MODULE = {"blip": "question_encoder.mlp_out", "llava": "language.resid_post"}
 HEAD = {"blip": "question_encoder.cross_attn_head", "llava": "language.attn_head"}
-
-
-def family(name: str) -> str:
-    return "blip" if "blip" in name else "llava"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 
 import vlm_patching as vp
-from tests.cases import NAMES, TOLERANCE, Case, Cell, Inputs, assert_equals_oracle, make_cases, results
+from tests.cases import NAMES, TOLERANCE, Case, Cell, Inputs, assert_equals_oracle, family, make_cases, results
 from tests.oracle import edits, paths
 from tests.oracle.attention import blocked
 from tests.oracle.patching import Edit, layer_count, run
@@ -31,10 +31,6 @@ RUNS = [
     ("alike", "semantic_image_pair", "noise"),
 ]
 HEAD = {"blip": "question_encoder.cross_attn_head", "llava": "language.attn_head"}
-
-
-def family(name: str) -> str:
-    return "blip" if "blip" in name else "llava"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cases import NAMES, TOLERANCE, Case, Cell, assert_equals_oracle, results, unsure_cases, window
+from tests.cases import NAMES, TOLERANCE, Case, Cell, assert_equals_oracle, family, results, unsure_cases, window
 from tests.oracle.gradients import attribution, integrated
 from tests.oracle.patching import layer_count, patched, run
 
@@ -38,10 +38,6 @@ RUNS = [
 # Each metric is a backward pass of its own; the third is held where fewer cells are.
 TWO = {metric: TOLERANCE[metric] for metric in ("probability", "logit_difference")}
 POSITIONS = {"blip": ["question", "last"], "llava": ["image:object", "last"]}
-
-
-def family(name: str) -> str:
-    return "blip" if "blip" in name else "llava"
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from tests.cases import (
     Case,
     Cell,
     assert_equals_oracle,
+    family,
     make_case,
     results,
     standard_normal,
@@ -37,10 +38,6 @@ JOINT = {
 POSITIONS = {"blip": ["question", "last"], "llava": ["image:object", "question", "last"]}
 IMAGE: dict[str, list[str]] = {"blip": [], "llava": ["image:object"]}
 ROLES = ["subject_first", "subject_middle", "subject_last", "first_subsequent", "further", "last"]
-
-
-def family(name: str) -> str:
-    return "blip" if "blip" in name else "llava"
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.cases import NAMES, TOLERANCE, Case, Cell, assert_equals_oracle, results, unsure_cases, window
+from tests.cases import NAMES, TOLERANCE, Case, Cell, assert_equals_oracle, family, results, unsure_cases, window
 from tests.oracle.patching import Edit, head_count, layer_count, patched, run
 from tests.oracle.paths import path_patched, severed
 
@@ -33,10 +33,6 @@ BEHIND_VISION = {
 FROM = {"blip": ["question", "last"], "llava": ["image:object", "question", "last"]}
 Busiest = dict[tuple[str, str], tuple[int, int]]
 AT = {"question_encoder": "question", "answer_decoder": "decoding", "language": "last"}
-
-
-def family(name: str) -> str:
-    return "blip" if "blip" in name else "llava"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.cases import DRAWS, NAMES, Case, Cell, assert_equals_oracle, results, unsure_cases, window, with_one_noise
+from tests.cases import (
+    DRAWS,
+    NAMES,
+    Case,
+    Cell,
+    assert_equals_oracle,
+    family,
+    results,
+    unsure_cases,
+    window,
+    with_one_noise,
+)
 from tests.oracle.edits import edited_in_turn, noise_edits, steered
 from tests.oracle.patching import layer_count, run
 
@@ -18,10 +29,6 @@ CORRUPTIONS = ["semantic_image_pair", "gaussian_noise"]
 STRENGTHS = [4.0, -0.5]
 MODULE = {"blip": "question_encoder.resid_post", "llava": "language.mlp_out"}
 HEAD = {"blip": "question_encoder.attn_head", "llava": "language.attn_head"}
-
-
-def family(name: str) -> str:
-    return "blip" if "blip" in name else "llava"
 
 
 @pytest.fixture(scope="module")
