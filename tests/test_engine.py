@@ -18,7 +18,7 @@ from vlm_patching import pipeline
 from vlm_patching.backends import kernels
 from vlm_patching.backends.plan import NAIVE, Settings
 
-FLAGS = ("reuse_image", "layers", "cross_keys", "pack", "cone")
+FLAGS = ("reuse_image", "layers", "cross_keys", "fold", "pack", "cone")
 SIP, NOISE = {"kind": "semantic_image_pair"}, {"kind": "gaussian_noise", "draws": 2}
 TEXT = {"llava": "language", "blip": "question_encoder"}
 

@@ -241,6 +241,9 @@ def _reuses(architecture: Architecture, settings: Settings) -> tuple[str, ...]:
         "lower layers": settings.layers,
         "cross-attention keys and values": settings.cross_keys
         and any(stack.image_keys for stack in architecture.stacks),
+        "cross-attention of rows as one": settings.cross_keys
+        and settings.fold
+        and any(attention.folds for stack in architecture.stacks for attention in stack.attentions.values()),
         "key-value prefix": settings.pack and bool(architecture.packs),
         "cells without effect": settings.cone,
     }

@@ -8,14 +8,15 @@ skipped with the base run's hidden states, either way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from vlm_patching.backends.cells import Cell
 from vlm_patching.backends.changes import Change, changes_of, key_of, received_at
+from vlm_patching.backends.operations import Needs, Planned, Spot, changed, held, reads
 from vlm_patching.backends.traces import at, trace
 from vlm_patching.graph import SWEPT, Run, row_of
 from vlm_patching.models import Stack, Tap
@@ -23,64 +24,9 @@ from vlm_patching.models import Stack, Tap
 if TYPE_CHECKING:
     from vlm_patching.backends.plan import Job, Settings
 
-Needs = dict[str, tuple[Tap, int]]
 FEW_ROWS = 16
 """A pass of fewer rows costs hardly less than one of as many, so layers are put together."""
 AFTER_ATTENTION = ("attn_context", "attn_out", "mlp_neuron", "mlp_out", "resid_post")
-
-
-@dataclass(frozen=True)
-class Spot:
-    """Where a cell's own sequence is in a forward pass.
-
-    Attributes
-    ----------
-    row
-        The row of the batch.
-    start, offset
-        Packed: the first position it recomputes, and where that is among the query positions.
-    prefix
-        Packed: how many positions are in the shared prefix; None for rows.
-    """
-
-    row: int
-    start: int = 0
-    offset: int = 0
-    prefix: int | None = None
-
-    def position(self, index: int) -> int:
-        """Where a position of the cell's sequence is."""
-        return index - self.start + self.offset
-
-    def key(self, index: int) -> int:
-        """Where a position is among the keys: in the prefix, or behind it."""
-        return index if self.prefix is None or index < self.start else self.prefix + self.position(index)
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A cell, and where its runs part from their base.
-
-    Attributes
-    ----------
-    number
-        Its place in the sweep.
-    changes
-        Run → what it changes there.
-    first
-        Run → the stack's place in the order of execution, and the layer, before which nothing changes.
-    start
-        Run → the first position that is changed or read.
-    stacks
-        Where any of its changes and reads are.
-    """
-
-    number: int
-    cell: Cell
-    changes: Mapping[str, Sequence[Change]]
-    first: Mapping[str, tuple[int, int]]
-    start: Mapping[str, int]
-    stacks: frozenset[str]
 
 
 def exact_traces(job: Job, cells: Sequence[Cell], settings: Settings) -> list[dict[str, Any]]:
@@ -180,6 +126,8 @@ def _row_batches(items: Sequence[Planned], run: str, job: Job, settings: Setting
 def _rows(job: Job, run: Run, items: Sequence[Planned], settings: Settings) -> dict[str, Any]:
     """One forward pass whose rows are cells."""
     needs: Needs = {}
+    base = job.graph.run(job.graph.base)
+    items = sorted(items, key=lambda item: row_of(base, item.cell.draw))
     spots = {item.number: Spot(row) for row, item in enumerate(items)}
     held_sites = [edit.at.site for edit in run.edits if edit.kind == "hold"]
     in_vision = any("vision" in item.stacks for item in items) or any(s.startswith("vision.") for s in held_sites)
@@ -187,12 +135,12 @@ def _rows(job: Job, run: Run, items: Sequence[Planned], settings: Settings) -> d
     if in_vision:
         first = (0, 0)
     draws = [item.cell.draw for item in items]
-    base = job.graph.run(job.graph.base)
     index = torch.tensor([row_of(base, draw) for draw in draws])
-    operations = _changed(items, run, spots, spots, needs) + _reads(job, run)
-    held = _held(job, run, needs, first, index, None)
+    operations = changed(items, run, spots, spots, needs) + reads(job, run)
+    operations += held(job, run, needs, first, index, None)
     keeps: dict[str, Tap] = {}
-    skipped, passed = _passed(job, first, index, needs, keeps, settings)
+    blocked = {operation["path"] for operation in operations if operation["do"] == "block"}
+    skipped, passed = _passed(job, first, index, blocked, needs, keeps, settings)
     reuses = settings.reuse_image and not in_vision
     noise = job.noise(run, draws)
     if noise is not None and noise["site"] == "token_embeds" and passed:
@@ -201,7 +149,7 @@ def _rows(job: Job, run: Run, items: Sequence[Planned], settings: Settings) -> d
         job.architecture,
         run,
         len(items),
-        [*operations, *held, *skipped, *(job.skipped_image(draws) if reuses else [])],
+        [*operations, *skipped, *(job.skipped_image(draws) if reuses else [])],
         noise,
         reuses_image=reuses,
         measured=run.name != "sender",
@@ -212,18 +160,27 @@ def _rows(job: Job, run: Run, items: Sequence[Planned], settings: Settings) -> d
 
 
 def _passed(
-    job: Job, first: tuple[int, int], index: torch.Tensor, needs: Needs, keeps: dict[str, Tap], settings: Settings
+    job: Job,
+    first: tuple[int, int],
+    index: torch.Tensor,
+    blocked: Set[str],
+    needs: Needs,
+    keeps: dict[str, Tap],
+    settings: Settings,
 ) -> tuple[list[dict[str, Any]], bool]:
-    """What need not run again before the first change, row by base row; and whether the text encoder is among it."""
+    """What need not run again before the first change, row by base row; and whether the text encoder is among it.
+
+    Rows that cross-attend to the same keys and values do so as query positions of one row, but for what is `blocked`.
+    """
     architecture, base = job.architecture, job.graph.base
     operations: list[dict[str, Any]] = []
     encoder_passed = False
     ordinal, layer = first
 
-    def skip(tap: Tap, at_layer: int, source_layer: int) -> None:
+    def skip(tap: Tap, at_layer: int, source_layer: int, rows: torch.Tensor = index) -> None:
         key = key_of(base, tap, source_layer)
         needs[key] = (tap, source_layer)
-        operations.append({"do": "skip", "name": key, "index": index, **at(tap, at_layer)})
+        operations.append({"do": "skip", "name": key, "index": rows, **at(tap, at_layer)})
 
     for stack in architecture.stacks if settings.layers else ():
         here = architecture.ordinal(stack.name)
@@ -236,12 +193,28 @@ def _passed(
         start = layer if here == ordinal and stack.skips else 0
         for number in range(start):
             skip(stack.taps["resid_post"], number, start - 1)
-        for path in stack.image_keys if settings.cross_keys else ():
-            made_of = stack.attentions["cross_attn_pattern"].keys
-            if ordinal > architecture.ordinal("image_embeds" if made_of == "vision" else made_of):
-                for number in range(start, stack.layers):
-                    skip(Tap(path, "output"), number, number)
+        crossed = stack.attentions.get("cross_attn_pattern")
+        if crossed is None or not settings.cross_keys:
+            continue
+        if ordinal <= architecture.ordinal("image_embeds" if crossed.keys == "vision" else crossed.keys):
+            continue  # what the keys and values are made of changes
+        for number in range(start, stack.layers):
+            folds = crossed.folds and settings.fold and crossed.path.format(layer=number) not in blocked
+            rows = _folded(index) if folds else None
+            for path in stack.image_keys:
+                skip(Tap(path, "output"), number, number, index if rows is None else rows)
+            if rows is not None:
+                known = {"keys": crossed.source, "groups": len(rows), "rows": len(index)}
+                ends: tuple[tuple[str, Literal["input", "output"]], ...] = (("fold", "input"), ("unfold", "output"))
+                for do, end in ends:
+                    operations.append({"do": do, **known, **at(Tap(crossed.path, end), number)})
     return operations, encoder_passed
+
+
+def _folded(index: torch.Tensor) -> torch.Tensor | None:
+    """The base rows that rows have, each once; None where they do not come in runs of one length."""
+    rows, counts = index.unique_consecutive(return_counts=True)
+    return rows if len(rows) < len(index) and len(counts.unique()) == 1 else None
 
 
 def _packed_batches(
@@ -278,8 +251,8 @@ def _packed(
     layer = min(item.first[run.name][1] for item in items)
     rows = job.draws if "draw" in base.over else 1
     index, where = torch.arange(rows), torch.tensor(positions)
-    operations = _changed(items, run, spots, sender, needs) + _reads(job, run)
-    operations += _held(job, run, needs, (job.architecture.ordinal(stack.name), layer), index, where)
+    operations = changed(items, run, spots, sender, needs) + reads(job, run)
+    operations += held(job, run, needs, (job.architecture.ordinal(stack.name), layer), index, where)
     operations += _entered(base, stack, layer, index, where, needs)
     order = [(spots[item.number].row, number) for number, column in enumerate(columns) for _, item in column]
     pack = {
@@ -335,85 +308,3 @@ def _entered(
     key = key_of(base.name, tap, layer - 1)
     needs[key] = (tap, layer - 1)
     return [{"do": "skip", "name": key, **shared, **at(tap, number)} for number in range(layer)]
-
-
-def _reads(job: Job, run: Run) -> list[dict[str, Any]]:
-    places = [(job.architecture.tap(read.at.site), int(str(read.at.layer))) for read in run.reads]
-    return [{"do": "read", "name": key_of(run.name, tap, layer), **at(tap, layer)} for tap, layer in places]
-
-
-def _held(
-    job: Job,
-    run: Run,
-    needs: Needs,
-    first: tuple[int, int],
-    index: torch.Tensor,
-    positions: torch.Tensor | None,
-) -> list[dict[str, Any]]:
-    """Sites that are held in all layers at what they are in the base run, but for what is read; none before `first`."""
-    architecture, base = job.architecture, job.graph.base
-    read = [(architecture.tap(item.at.site), item.at.layer) for item in run.reads]
-    operations = []
-    for edit in run.edits:
-        if edit.kind != "hold" or edit.at.layer != "all":
-            continue
-        stack, tap = architecture.locate(edit.at.site)[0], architecture.tap(edit.at.site)
-        for layer in range(stack.layers):
-            if (tap, layer) in read or (architecture.ordinal(stack.name), layer) < first:
-                continue
-            key = key_of(base, tap, layer)
-            needs[key] = (tap, layer)
-            operations.append({"do": "hold", "source": key, "index": index, "positions": positions, **at(tap, layer)})
-    return operations
-
-
-def _changed(
-    items: Sequence[Planned], run: Run, spots: Mapping[int, Spot], sender: Mapping[int, Spot], needs: Needs
-) -> list[dict[str, Any]]:
-    """One operation for all cells' changes of one kind at one place."""
-    grouped: dict[tuple[Any, ...], list[tuple[Spot, Spot, Change]]] = {}
-    for item in items:
-        for change in item.changes[run.name]:
-            grouped.setdefault(change.group, []).append((spots[item.number], sender[item.number], change))
-            if change.source is not None:
-                needs[change.source] = (change.tap, change.layer)
-    return [_block(members) if members[0][2].kind == "block" else _edit(members) for members in grouped.values()]
-
-
-def _block(members: Sequence[tuple[Spot, Spot, Change]]) -> dict[str, Any]:
-    first = members[0][2]
-    cells = [
-        {
-            "row": spot.row,
-            "heads": change.heads_blocked,
-            "queries": torch.tensor([spot.position(i) for i in change.positions]),
-            "keys": torch.tensor([spot.key(i) for i in change.source_positions]),
-        }
-        for spot, _, change in members
-    ]
-    known = {"heads": first.stack.heads, "causal": first.causal, "length": first.length}
-    return {"do": "block", "cells": cells, **known, **at(first.tap, first.layer)}
-
-
-def _edit(members: Sequence[tuple[Spot, Spot, Change]]) -> dict[str, Any]:
-    first = members[0][2]
-    entries = [(spot, sender, change, i) for spot, sender, change in members for i in range(len(change.positions))]
-    taken: dict[str, Any] = {"source": first.source, "source_rows": None, "source_positions": None}
-    if first.source is not None:
-        from_sender = first.source.startswith("sender.")
-        rows = [sender.row if from_sender else change.source_row for _, sender, change, _ in entries]
-        places = [
-            sender.position(change.source_positions[i]) if from_sender else change.source_positions[i]
-            for _, sender, change, i in entries
-        ]
-        taken |= {"source_rows": torch.tensor(rows), "source_positions": torch.tensor(places)}
-    return {
-        "do": first.kind,
-        **taken,
-        "at_rows": torch.tensor([spot.row for spot, _, _, _ in entries]),
-        "at_positions": torch.tensor([spot.position(change.positions[i]) for spot, _, change, i in entries]),
-        "at_heads": torch.tensor([change.head for _, _, change, _ in entries]) if first.head is not None else None,
-        "factors": torch.tensor([float(change.factor) for _, _, change, _ in entries]),
-        "heads": first.stack.heads,
-        **at(first.tap, first.layer),
-    }

@@ -239,6 +239,11 @@ def apply(model: Any, operation: dict[str, Any], values: dict[str, Any], found: 
             saved = with_part(saved, operation["part"], part)
         module.skip(saved)
         return
+    if do == "fold":
+        arguments, named = module.inputs
+        kept = {**named, operation["keys"]: named[operation["keys"]][: operation["groups"]]}
+        module.inputs = ((arguments[0].reshape(operation["groups"], -1, arguments[0].shape[-1]), *arguments[1:]), kept)
+        return
     if do == "block":
         arguments, named = module.inputs
         hidden = arguments[0] if arguments else named["hidden_states"]
@@ -277,6 +282,8 @@ def taken(saved: torch.Tensor, operation: dict[str, Any]) -> torch.Tensor:
 def changed(value: torch.Tensor, operation: dict[str, Any], values: dict[str, Any]) -> torch.Tensor:
     """What an operation makes of a value; the value itself is left as it was."""
     do = operation["do"]
+    if do == "unfold":
+        return value.reshape(operation["rows"], -1, value.shape[-1])
     if do == "perturb":
         return perturbed(value, operation)
     if do == "hold":

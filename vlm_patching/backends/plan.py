@@ -48,6 +48,8 @@ class Settings:
         Start at the lowest edited layer.
     cross_keys
         Make keys and values of cross-attention once, where what they are made of does not change.
+    fold
+        Rows with one image cross-attend to it as query positions of one row, so that its keys are not copied.
     pack
         Recompute only positions from the first edited one on, cells packed over one key-value prefix.
     cone
@@ -59,11 +61,12 @@ class Settings:
     reuse_image: bool = True
     layers: bool = True
     cross_keys: bool = True
+    fold: bool = True
     pack: bool = True
     cone: bool = True
 
 
-NAIVE = Settings(rows=1, reuse_image=False, layers=False, cross_keys=False, pack=False, cone=False)
+NAIVE = Settings(rows=1, reuse_image=False, layers=False, cross_keys=False, fold=False, pack=False, cone=False)
 """One forward pass per cell and nothing reused: what every other way must agree with."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from vlm_patching.graph import Run
 from vlm_patching.models import PATTERN_COMPONENTS, Architecture, Tap
 
-_STEPS = ("skip", "perturb", "hold", "interpolate", "block", "replace", "add", "multiply", "delta")
+_STEPS = ("skip", "fold", "unfold", "perturb", "hold", "interpolate", "block", "replace", "add", "multiply", "delta")
 """Operations at one place, in their order; what only reads comes last."""
 
 

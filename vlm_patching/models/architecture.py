@@ -51,6 +51,11 @@ class Attention:
         Whether a query sees only keys up to itself.
     eager
         Whether the probabilities are there only while the model's attention is "eager".
+    source
+        Cross-attention: keyword argument by which it takes what keys and values are made of.
+    folds
+        Cross-attention: whether rows that share their keys may come as query positions of one row: no mask tells
+        queries apart, and keys and values are made by modules of their own.
     """
 
     path: str
@@ -58,6 +63,8 @@ class Attention:
     keys: str
     causal: bool = False
     eager: bool = False
+    source: str = "encoder_hidden_states"
+    folds: bool = False
 
 
 @dataclass(frozen=True)

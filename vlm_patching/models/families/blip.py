@@ -31,7 +31,7 @@ def describe(config: BlipConfig) -> Architecture:
         }
         attentions = {
             "attn_pattern": Attention(f"{layer}.attention.self", "attention_mask", name, causal),
-            "cross_attn_pattern": Attention(f"{layer}.crossattention.self", "encoder_attention_mask", keys),
+            "cross_attn_pattern": Attention(f"{layer}.crossattention.self", "encoder_attention_mask", keys, folds=True),
         }
         layers, heads = text.num_hidden_layers, text.num_attention_heads
         made = (f"{layer}.crossattention.self.key", f"{layer}.crossattention.self.value")
