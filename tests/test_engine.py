@@ -107,30 +107,44 @@ def test_every_single_reuse_gives_the_same_numbers_and_effects_are_large(
         assert found["probability"] <= 1e-5 and found["logit_difference"] <= 1e-4, (on, found)
 
 
+@pytest.mark.parametrize("metrics", [["probability", "logit_difference"], ["probability", "answer_log_odds"]])
 @pytest.mark.parametrize("name", BUNDLED)
-def test_running_out_of_memory_halves_the_passes_and_ends_with_the_same_numbers(
-    name: str, loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_running_out_of_memory_in_the_middle_costs_only_the_batch(
+    name: str, metrics: list[str], loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = TEXT[name.split("-")[1]]
-    head = {"name": "memory", "model": {"name": name}, "pairs": {"dataset": "shapes", "n": 2}}
+    head = {"name": "memory", "model": {"name": name}, "pairs": {"dataset": "shapes", "n": 2}, "metrics": metrics}
     patch = {"sites": [f"{stack}.attn_head"], "positions": "each:question"}
     spec = vp.Experiment.from_dict(head | {"corruption": SIP, "patch": patch})
-    pairs = vp.load_pairs("shapes", n=2)
-    wanted, real, failed = run(spec, loaded[name], pairs), kernels.run_trace, []
+    pairs, model, real = vp.load_pairs("shapes", n=2), loaded[name], kernels.run_trace
+    layer = model.description.architecture.stack(stack).taps["resid_post"].path.format(layer=5)
+    started: list[int] = []
+    cells: list[int] = []
 
-    def of_little_memory(model: Any, program: Any, trace: dict[str, Any], *more: Any) -> None:
-        size = len(trace["pack"]["positions"]) if "pack" in trace else trace["rows"]
-        if size > 24:
-            failed.append(size)
-            raise torch.OutOfMemoryError("simulated")
+    def counted(model: Any, program: Any, trace: dict[str, Any], *more: Any) -> None:
+        started.append(len(trace.get("cells", ())))
         real(model, program, trace, *more)
+        cells.append(started[-1])
 
-    monkeypatch.setattr(kernels, "run_trace", of_little_memory)
-    found = differences(run(spec, loaded[name], pairs), wanted)
-    assert failed and found["probability"] <= 1e-6 and found["logit_difference"] <= 1e-4
+    def runs_out(*_: Any) -> None:
+        if len(started) == 5:  # a few passes after the first pair's base runs, in the middle of the model
+            raise torch.OutOfMemoryError("simulated")
+
+    monkeypatch.setattr(kernels, "run_trace", counted)
+    wanted = run(spec, model, pairs, batch_rows=16)
+    usual = sum(cells), cells.count(0)
+    started.clear(), cells.clear()
+    hook = model.envoy._module.get_submodule(layer).register_forward_pre_hook(runs_out)
+    try:
+        found = differences(run(spec, model, pairs, batch_rows=16), wanted)
+    finally:
+        hook.remove()
+    assert len(started) == len(cells) + 1 and found["probability"] <= 1e-6 and max(found.values()) <= 1e-4
+    answers = 1 if "logit_difference" in metrics else 2  # whole answers are teacher-forced one by one
+    assert (sum(cells), cells.count(0)) == (usual[0], usual[1] + 2 * answers)
     monkeypatch.setattr(kernels, "run_trace", lambda *arguments: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
     with pytest.raises(vp.RunError, match="Memory does not suffice for pair 'shapes-0-0'"):
-        run(spec, loaded[name], pairs)
+        run(spec, model, pairs)
 
 
 def test_cells_that_reach_nothing_are_what_the_base_run_is_without_being_run(

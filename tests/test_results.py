@@ -17,7 +17,7 @@ import xarray as xr
 import yaml
 
 import vlm_patching as vp
-from vlm_patching.backends import kernels
+from vlm_patching.backends import interventions, kernels
 from vlm_patching.graph import InterventionGraph
 from vlm_patching.inputs import encode_pair
 from vlm_patching.models.load import weights_digest
@@ -265,7 +265,7 @@ def test_a_batch_of_no_rows_is_refused() -> None:
         vp.run(experiment(), batch_rows=0)
 
 
-def next_row(value: Any, op: dict[str, Any], values: dict[str, Any], right: Any = kernels.edited) -> Any:
+def next_row(value: Any, op: dict[str, Any], values: dict[str, Any], right: Any = interventions.edited) -> Any:
     return right(value, op | {name: op[name].roll(1) for name in ("at_rows", "at_positions")}, values)
 
 
@@ -283,7 +283,7 @@ def first_image(model: Any, operation: Any, values: Any, found: Any, right: Any 
 def test_a_check_catches_a_faulty_kernel_and_names_the_cell_and_both_values(
     models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, function: str, fault: Any
 ) -> None:
-    monkeypatch.setattr(kernels, function, fault)
+    monkeypatch.setattr(kernels if function == "apply" else interventions, function, fault)
     with pytest.raises(vp.CheckError) as caught:
         vp.run(experiment(corruption={**NOISE, "std": 5.0}), model=models["shapes-llava"], progress=False)
     said = str(caught.value)
@@ -296,7 +296,7 @@ def test_a_check_catches_a_faulty_kernel_and_names_the_cell_and_both_values(
 def test_a_check_that_fails_leaves_the_example_out_of_the_store(
     models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(kernels, "edited", no_row)
+    monkeypatch.setattr(interventions, "edited", no_row)
     with pytest.raises(vp.CheckError):
         vp.run(experiment(), model=models["shapes-llava"], store=tmp_path / "a.zarr", progress=False)
     ds = vp.load_results(tmp_path / "a.zarr")

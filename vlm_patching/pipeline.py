@@ -218,17 +218,36 @@ def _sweep(
 
 
 def _found(model: Model, job: Job, cells: Sequence[Cell], settings: Settings) -> tuple[dict[str, Any], Settings]:
-    """One example's results; where memory does not suffice, with passes of half the size, down to one cell."""
+    """One example's results; where memory does not suffice, the cells that are left have passes of half the size."""
+    left, parts = torch.arange(len(cells)), []
     while True:
+        why = None
         try:
-            return execute(model, [job.program(cells, settings)])[0], settings
+            found = execute(model, [job.program([cells[i] for i in left.tolist()], settings)])[0]
+            unfinished = found.pop("unfinished", left[:0])
+            finished = torch.ones(len(left), dtype=torch.bool).index_fill(0, unfinished, False)
+            parts.append((left[finished], found))
+            left = left[unfinished]
         except torch.OutOfMemoryError as error:
-            smaller = job.halved(settings)
-            if smaller == settings:
-                raise RunError(
-                    f"Memory does not suffice for pair {job.pair.pair.id!r}, even with passes of one cell: {error}"
-                ) from error
-            settings = smaller
+            why = error
+        if why is None and not len(left):
+            return merged(parts, f"{job.graph.swept.name}."), settings
+        smaller = job.halved(settings)
+        if smaller == settings:
+            raise RunError(
+                f"Memory does not suffice for pair {job.pair.pair.id!r}, even with passes of one cell: "
+                f"{why or 'the device ran out of it'}"
+            ) from why
+        settings = smaller
+
+
+def merged(parts: Sequence[tuple[torch.Tensor, dict[str, Any]]], swept: str) -> dict[str, Any]:
+    """Results of one example whose cells (their numbers come first) were run in parts."""
+    if len(parts) == 1:
+        return parts[0][1]
+    order, first = torch.cat([numbers for numbers, _ in parts]).argsort(), parts[0][1]
+    together = {name: torch.cat([found[name] for _, found in parts])[order] for name in first if name.startswith(swept)}
+    return first | together
 
 
 def _verified(
