@@ -83,7 +83,7 @@ def test_a_drawn_sweep_is_that_of_one_pass_a_cell_with_any_reuse(
             continue
     flags = {flag: rng.random() < 0.6 for flag in FLAGS}
     settings = Settings(rows=rng.choice([None, 1, 3, 7]), tokens=rng.choice([1, 20, 128, 1000]), **flags)
-    monkeypatch.setattr(pipeline, "Settings", lambda rows: settings)
+    monkeypatch.setattr(pipeline, "settings_on", lambda *_: settings)
     for metric, difference in differences(run(spec, model, pairs), wanted).items():
         tolerance = 1e-5 if metric.startswith("probability") else 1e-4
         assert difference <= tolerance, f"{metric} {difference:.2g} {settings}: {spec.to_yaml()}"
@@ -102,7 +102,7 @@ def test_every_single_reuse_gives_the_same_numbers_and_effects_are_large(
     assert float(np.nanmax(wanted["logit_difference"]) - np.nanmin(wanted["logit_difference"])) > 1
     for on in itertools.chain([()], [(flag,) for flag in FLAGS], [FLAGS]):
         settings = dataclasses.replace(NAIVE, rows=None, **dict.fromkeys(on, True))
-        monkeypatch.setattr(pipeline, "Settings", lambda rows, chosen=settings: chosen)
+        monkeypatch.setattr(pipeline, "settings_on", lambda *_, chosen=settings: chosen)
         found = differences(run(spec, loaded[name], pairs), wanted)
         assert found["probability"] <= 1e-5 and found["logit_difference"] <= 1e-4, (on, found)
 

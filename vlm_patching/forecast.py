@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vlm_patching.backends.cells import cells_of
 from vlm_patching.backends.local import execute
-from vlm_patching.backends.plan import BATCH_BYTES, NAIVE, Job, Reference, Settings, rows_per_pass
+from vlm_patching.backends.plan import NAIVE, Job, Reference, Settings, rows_per_pass, settings_on
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph.lower import lower
 from vlm_patching.models import Architecture, Model
@@ -135,7 +137,7 @@ def plan(
     pairs = list(inputs) if inputs is not None else pairs_of(experiment)
     pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
     prepared = prepare(graph, description, pairs)
-    settings = Settings(rows=batch_rows)
+    settings = settings_on(model.device if isinstance(model, Model) else torch.device("cpu"), batch_rows)
     alike = _alike(prepared)
     engine, naive, cells, largest = Cost(), Cost(), 0, (0, 0)
     for members in alike:
@@ -145,7 +147,7 @@ def plan(
         engine += _cost(description.architecture, job, program).times(len(members))
         naive += _naive(description.architecture, job, swept).times(len(members))
         cells += len(swept) * len(members)
-        largest = max(largest, _largest(description.architecture, job, program))
+        largest = max(largest, _largest(description.architecture, job, program, settings))
     seconds = None
     if isinstance(model, Model):
         with one_thread_if_small(threads, model):
@@ -217,11 +219,11 @@ def _layers_run(architecture: Architecture, name: str, skipped: Iterable[str]) -
     return sum(path.format(layer=layer) not in set(skipped) for layer in range(stack.layers))
 
 
-def _largest(architecture: Architecture, job: Job, program: Mapping[str, Any]) -> tuple[int, int]:
+def _largest(architecture: Architecture, job: Job, program: Mapping[str, Any], settings: Settings) -> tuple[int, int]:
     rows = [len(trace["pack"]["positions"]) if "pack" in trace else trace.get("rows", 0) for trace in program["sweeps"]]
     most = max(rows, default=0)
-    share = rows_per_pass(architecture, job.pair)
-    return most, math.ceil(BATCH_BYTES * most / max(share, most))
+    share = rows_per_pass(architecture, job.pair, replace(settings, rows=None))
+    return most, math.ceil(settings.budget * most / max(share, most))
 
 
 def _seconds(prepared: Prepared, number: int, model: Model, settings: Settings) -> float:

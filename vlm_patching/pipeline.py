@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from vlm_patching.backends.cells import Cell, cells_of
 from vlm_patching.backends.local import execute
-from vlm_patching.backends.plan import NAIVE, Job, Settings, rows_per_pass
+from vlm_patching.backends.plan import NAIVE, Job, Settings, rows_per_pass, settings_on
 from vlm_patching.backends.reference import read_vectors, reference
 from vlm_patching.errors import RunError, SpecError, unknown
 from vlm_patching.experiment import Experiment
@@ -137,7 +137,7 @@ def run(
         return results.load()
     results.annotate(model_attributes(model, backend))
     with one_thread_if_small(threads, model):
-        settings = NAIVE if engine == "naive" else Settings(rows=batch_rows)
+        settings = NAIVE if engine == "naive" else settings_on(model.device, batch_rows)
         _sweep(prepared, model, blank, results, settings, checks, progress)
     return results.load()
 
@@ -268,7 +268,7 @@ def _plan(
 ) -> dict[str, int]:
     """Sums over all pairs, were each of them kept: cells, forward passes with rows as cells, and one a cell."""
     cells = [len(cells_of(graph, architecture, pair)) for pair in encoded]
-    rows = [settings.rows or rows_per_pass(architecture, pair) for pair in encoded]
+    rows = [rows_per_pass(architecture, pair, settings) for pair in encoded]
     swept = sum(run.name in SWEPT for run in graph.runs)
     bases = len(graph.runs) - swept
     passes = sum(bases + swept * math.ceil(count / size) for count, size in zip(cells, rows, strict=True))

@@ -109,7 +109,7 @@ def _filled(job: Job, run: Run, items: Sequence[Planned]) -> dict[str, Any]:
 
 def _row_batches(items: Sequence[Planned], run: str, job: Job, settings: Settings) -> Iterator[list[Planned]]:
     """Cells that start at one layer together, or at several where those of one are few, as many as fit."""
-    rows = settings.rows or job.rows_per_pass(any("vision" in item.stacks for item in items))
+    rows = job.rows_per_pass(settings, any("vision" in item.stacks for item in items))
     together: dict[Any, list[Planned]] = {}
     for item in sorted(items, key=lambda item: item.first[run]) if settings.layers else items:
         together.setdefault(item.first[run] if settings.layers else None, []).append(item)

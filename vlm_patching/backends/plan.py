@@ -30,6 +30,8 @@ from vlm_patching.models import Architecture, Tap
 
 MOST_ROWS = 512
 BATCH_BYTES = 192 * 2**20
+"""On a CPU larger passes gain nothing, as they leave its caches; on a GPU a quarter of what is free is used."""
+TOKENS_ON_GPU = 1024
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Settings:
     ----------
     rows
         Cells a batch; from size where None.
+    budget
+        Bytes that the widest activations of a batch may take, where `rows` does not say.
     tokens
         Query positions a packed pass.
     reuse_image
@@ -57,6 +61,7 @@ class Settings:
     """
 
     rows: int | None = None
+    budget: int = BATCH_BYTES
     tokens: int = 128
     reuse_image: bool = True
     layers: bool = True
@@ -68,6 +73,14 @@ class Settings:
 
 NAIVE = Settings(rows=1, reuse_image=False, layers=False, cross_keys=False, fold=False, pack=False, cone=False)
 """One forward pass per cell and nothing reused: what every other way must agree with."""
+
+
+def settings_on(device: torch.device, rows: int | None = None) -> Settings:
+    """Everything reused, in passes as large as the device's free memory makes sensible."""
+    if device.type != "cuda":
+        return Settings(rows=rows)
+    free, _ = torch.cuda.mem_get_info(device)
+    return Settings(rows=rows, budget=free // 4, tokens=TOKENS_ON_GPU)
 
 
 @dataclass(frozen=True)
@@ -126,7 +139,7 @@ class Job:
 
     def halved(self, settings: Settings) -> Settings:
         """Passes of half the size; the same where they are of one cell already."""
-        rows = settings.rows or self.rows_per_pass(in_vision=False)
+        rows = self.rows_per_pass(settings, in_vision=False)
         return replace(settings, rows=max(1, rows // 2), tokens=max(1, settings.tokens // 2))
 
     def _forced(self, metrics: Sequence[str]) -> list[dict[str, Any] | None]:
@@ -147,7 +160,7 @@ class Job:
         ]
 
     def _sweeps(self, cells: Sequence[Cell], settings: Settings, exact: bool) -> list[dict[str, Any]]:
-        graph, rows = self.graph, settings.rows or rows_per_pass(self.architecture, self.pair)
+        graph, rows = self.graph, self.rows_per_pass(settings)
         if not cells:
             return []
         if graph.method == "attention":
@@ -189,8 +202,8 @@ class Job:
     def draws(self) -> int:
         return draws_of(self.graph)
 
-    def rows_per_pass(self, in_vision: bool) -> int:
-        return rows_per_pass(self.architecture, self.pair, in_vision)
+    def rows_per_pass(self, settings: Settings, in_vision: bool = True) -> int:
+        return rows_per_pass(self.architecture, self.pair, settings, in_vision)
 
     def _base(self, run: Run, sweeps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A base run, which reads whatever the sweeps take from it."""
@@ -240,12 +253,14 @@ class Job:
         }
 
 
-def rows_per_pass(architecture: Architecture, pair: EncodedPair, in_vision: bool = True) -> int:
-    """Rows a forward pass, so that its widest activations stay within a budget of memory; with images, or without."""
+def rows_per_pass(architecture: Architecture, pair: EncodedPair, settings: Settings, in_vision: bool = True) -> int:
+    """Rows a forward pass, so that its widest activations stay within the budget; with images, or without."""
+    if settings.rows:
+        return settings.rows
     keys = max(len(stack.positions) for stack in pair.positions.values())
     queries = keys if in_vision else len(pair.positions[architecture.text_stack].positions)
     heads = max(stack.heads for stack in architecture.stacks)
-    return max(1, min(MOST_ROWS, BATCH_BYTES // (4 * queries * max(keys * heads, 4096))))
+    return max(1, min(MOST_ROWS, settings.budget // (4 * queries * max(keys * heads, 4096))))
 
 
 def noise_positions(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair) -> list[int] | None:
