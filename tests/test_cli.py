@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import vlm_patching as vp
-from vlm_patching import cli, pipeline
+from vlm_patching import cli, pipeline, sweep
+from vlm_patching.backends.local import LocalBackend
 
 TINY = ["--set", "pairs.n=2", "--set", "pairs.keep=all", "--set", "patch.layers=[0, 5]"]
 HEADS = ["notice2024_blip_heads", *TINY]
@@ -191,7 +192,7 @@ def test_a_run_that_is_repeated_does_nothing(command: Command, here: Path, monke
     def execute(*args: object) -> None:
         pytest.fail("a finished run was run again")
 
-    monkeypatch.setattr(pipeline, "execute", execute)
+    monkeypatch.setattr(LocalBackend, "execute", execute)
     before = contents(here / STORE)
     said = command("run", *HEADS)
     assert said.code == 0 and "2 of 2 pairs kept" in said.out
@@ -259,8 +260,8 @@ def test_threads_are_those_asked_for_and_left_as_they_were(
     command: Command, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, seen = torch.get_num_threads(), []
-    real = pipeline.execute
-    monkeypatch.setattr(pipeline, "execute", lambda *a: seen.append(torch.get_num_threads()) or real(*a))
+    real = LocalBackend.execute
+    monkeypatch.setattr(LocalBackend, "execute", lambda *a: seen.append(torch.get_num_threads()) or real(*a))
     assert command("run", *HEADS, "-o", "two.zarr", "--threads", 2).code == 0
     assert command("run", *HEADS, "-o", "one.zarr").code == 0
     assert (seen[0], seen[-1]) == (2, 1)
@@ -279,15 +280,15 @@ def test_a_store_that_cannot_be_made_is_a_failed_run(command: Command, tmp_path:
 def test_a_run_that_fails_on_its_way_is_a_failed_run_and_keeps_what_is_done(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    execute, calls = pipeline.execute, []
+    execute, calls = LocalBackend.execute, []
 
     def fails_at_the_second(*args: Any) -> Any:
         calls.append(args)
-        if len(calls) == 2:
+        if len(calls) == 4:  # two are checks of the first
             raise vp.RunError("the device is gone.")
         return execute(*args)
 
-    monkeypatch.setattr(pipeline, "execute", fails_at_the_second)
+    monkeypatch.setattr(LocalBackend, "execute", fails_at_the_second)
     said = command("run", *HEADS, "-o", tmp_path / "x.zarr")
     assert said.code == 1 and "error: the device is gone." in said.err and "Traceback" not in said.err
     assert vp.load_results(tmp_path / "x.zarr")["kept"].values.tolist() == ["kept", ""]
@@ -299,7 +300,7 @@ def test_a_check_that_does_not_hold_is_a_failed_run(
     def fails(*args: object) -> None:
         raise vp.CheckError("Trust check failed: these numbers must not be used.")
 
-    monkeypatch.setattr(pipeline, "check_example", fails)
+    monkeypatch.setattr(sweep, "check_example", fails)
     said = command("run", *HEADS, "-o", tmp_path / "x.zarr")
     assert said.code == 1 and "error: Trust check failed" in said.err and "Traceback" not in said.err
     assert vp.load_results(tmp_path / "x.zarr")["kept"].values.tolist() == ["", ""]
@@ -437,7 +438,7 @@ def test_help_is_given_for_the_whole_and_for_every_command(command: Command) -> 
 def test_an_interrupted_run_says_where_its_results_are_and_how_to_go_on(
     command: Command, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = pipeline.execute, []
+    real, calls = LocalBackend.execute, []
 
     def interrupted(*arguments: Any) -> Any:
         calls.append(1)
@@ -445,8 +446,7 @@ def test_an_interrupted_run_says_where_its_results_are_and_how_to_go_on(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(pipeline, "execute", interrupted)
-    monkeypatch.setattr("vlm_patching.results.checks.execute", interrupted)
+    monkeypatch.setattr(LocalBackend, "execute", interrupted)
     said = command("run", *HEADS, "-o", "cut.zarr")
     assert said.code == 130
     assert "Stopped. What is done is in cut.zarr; the same command goes on from there." in said.err

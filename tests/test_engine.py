@@ -14,8 +14,7 @@ import xarray as xr
 
 import vlm_patching as vp
 from tests.conftest import BUNDLED, RANDOM
-from vlm_patching import pipeline
-from vlm_patching.backends import kernels
+from vlm_patching.backends import kernels, local
 from vlm_patching.backends.plan import NAIVE, Settings
 
 FLAGS = ("reuse_image", "layers", "cross_keys", "fold", "pack", "cone")
@@ -83,7 +82,7 @@ def test_a_drawn_sweep_is_that_of_one_pass_a_cell_with_any_reuse(
             continue
     flags = {flag: rng.random() < 0.6 for flag in FLAGS}
     settings = Settings(rows=rng.choice([None, 1, 3, 7]), tokens=rng.choice([1, 20, 128, 1000]), **flags)
-    monkeypatch.setattr(pipeline, "settings_on", lambda *_: settings)
+    monkeypatch.setattr(local, "settings_on", lambda *_: settings)
     for metric, difference in differences(run(spec, model, pairs), wanted).items():
         tolerance = 1e-5 if metric.startswith("probability") else 1e-4
         assert difference <= tolerance, f"{metric} {difference:.2g} {settings}: {spec.to_yaml()}"
@@ -102,7 +101,7 @@ def test_every_single_reuse_gives_the_same_numbers_and_effects_are_large(
     assert float(np.nanmax(wanted["logit_difference"]) - np.nanmin(wanted["logit_difference"])) > 1
     for on in itertools.chain([()], [(flag,) for flag in FLAGS], [FLAGS]):
         settings = dataclasses.replace(NAIVE, rows=None, **dict.fromkeys(on, True))
-        monkeypatch.setattr(pipeline, "settings_on", lambda *_, chosen=settings: chosen)
+        monkeypatch.setattr(local, "settings_on", lambda *_, chosen=settings: chosen)
         found = differences(run(spec, loaded[name], pairs), wanted)
         assert found["probability"] <= 1e-5 and found["logit_difference"] <= 1e-4, (on, found)
 
@@ -143,7 +142,7 @@ def test_running_out_of_memory_in_the_middle_costs_only_the_batch(
     answers = 1 if "logit_difference" in metrics else 2  # whole answers are teacher-forced one by one
     assert (sum(cells), cells.count(0)) == (usual[0], usual[1] + 2 * answers)
     monkeypatch.setattr(kernels, "run_trace", lambda *arguments: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
-    with pytest.raises(vp.RunError, match="Memory does not suffice for pair 'shapes-0-0'"):
+    with pytest.raises(vp.RunError, match="Pair 'shapes-0-0' failed: Memory does not suffice"):
         run(spec, model, pairs)
 
 

@@ -113,7 +113,7 @@ def test_a_finished_store_is_not_run_again(tmp_path: Path, monkeypatch: pytest.M
     def never(*_: Any) -> None:
         raise AssertionError("ran again")
 
-    monkeypatch.setattr("vlm_patching.pipeline.execute", never)
+    monkeypatch.setattr("vlm_patching.backends.local.LocalBackend.execute", never)
     _assert_bitwise_equal(vp.run(experiment, model=model, store=tmp_path / "s.zarr", progress=False), wanted)
 
 

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from vlm_patching.backends.changes import key_of
-from vlm_patching.backends.local import execute, summaries
+from vlm_patching.backends.local import LocalBackend
 from vlm_patching.backends.plan import Job, Settings
 from vlm_patching.backends.reference import reference, summary_program
 from vlm_patching.errors import SpecError
@@ -21,7 +21,7 @@ from vlm_patching.graph.lower import lower
 from vlm_patching.metrics import METRICS
 from vlm_patching.models import Model, Tap
 from vlm_patching.pairs import Pair
-from vlm_patching.pipeline import check_inputs, described, loaded, one_thread_if_small, pairs_of
+from vlm_patching.pipeline import check_inputs, described, loaded, pairs_of
 from vlm_patching.preparation import Prepared, corrupted_pairs, prepare
 
 
@@ -95,9 +95,9 @@ def diagnose(
         with warnings.catch_warnings(action="ignore"):  # of stacks that a corruption does not reach: that is a finding
             graph = lower(each, description.architecture)
         ready[name] = prepare(graph, description, corrupted_pairs(pairs, each.corruption, description, each.seed))
-    model = loaded(model, description, experiment)
-    with one_thread_if_small(threads, model):
-        found = [_diagnosis(prepared, model) for prepared in ready.values()]
+    backend = LocalBackend(loaded(model, description, experiment))
+    with backend.running(threads):
+        found = [_diagnosis(prepared, backend) for prepared in ready.values()]
     ds = xr.concat(found, dim="corruption", coords="minimal", compat="override")
     return ds.assign_coords(corruption=np.array(list(ready), dtype=object)).assign_attrs(
         name=experiment.name, model=description.name, method="diagnose"
@@ -120,11 +120,11 @@ def _name(corruption: Mapping[str, Any]) -> str:
     return " ".join([str(corruption.get("kind")), *settings])
 
 
-def _diagnosis(prepared: Prepared, model: Model) -> xr.Dataset:
-    graph, architecture = prepared.graph, model.description.architecture
-    shared = reference(graph, model, prepared.encode_all, None)
+def _diagnosis(prepared: Prepared, backend: LocalBackend) -> xr.Dataset:
+    graph, architecture = prepared.graph, prepared.description.architecture
+    shared = reference(graph, backend, prepared.encode_all, None)
     jobs = [Job(graph, architecture, pair, shared) for pair in prepared.encode_all()]
-    results = execute(model, [job.program([], Settings()) for job in jobs])
+    results = backend.execute([job.program([], Settings()) for job in jobs])
     right = np.array([bool(found["clean.right"].all()) for found in results])
     flips = [float((found["corrupted.top"] != found["clean.top"]).float().mean()) for found in results]
     values: dict[str, Any] = {"flipped": ("example", np.where(right, flips, np.nan))}
@@ -136,7 +136,7 @@ def _diagnosis(prepared: Prepared, model: Model) -> xr.Dataset:
         for name, numbers in (("clean", clean), ("corrupted", corrupted), ("total_effect", total)):
             values[f"{metric}_{name}"] = ("example", np.where(right, numbers, np.nan))
     sites = [f"{stack.name}.resid_post" for stack in architecture.stacks]
-    moved, spread = _distances(jobs, model, sites)
+    moved, spread = _distances(jobs, backend, sites)
     values |= {"moved": (("site", "layer"), moved), "spread": (("site", "layer"), spread)}
     coordinates = {
         "example": np.array([pair.id for pair in prepared.pairs], dtype=object),
@@ -146,19 +146,19 @@ def _diagnosis(prepared: Prepared, model: Model) -> xr.Dataset:
     return xr.Dataset(values, coordinates)
 
 
-def _distances(jobs: Sequence[Job], model: Model, sites: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _distances(jobs: Sequence[Job], backend: LocalBackend, sites: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Of each site and layer, how far the corrupted run moves, and how far from the clean mean it is; NaN for none."""
-    architecture = model.description.architecture
+    architecture = backend.description.architecture
     depth = [architecture.locate(site)[0].layers for site in sites]
     places = [(i, layer, architecture.tap(site)) for i, site in enumerate(sites) for layer in range(depth[i])]
-    clean = summaries(model, [_program(job, places, ("clean",), None) for job in jobs])
+    clean = backend.summaries([_program(job, places, ("clean",), None) for job in jobs])
     scales = {}
     for name, (total, squares, count) in clean.items():
         mean = total / count
         # a dimension that never varies is left in its own units
         deviation = (squares / count - mean**2).clamp(min=0).sqrt()
         scales[name.split("|")[1]] = (mean, torch.where(deviation > 0, deviation, 1.0))
-    found = summaries(model, [_program(job, places, ("clean", "corrupted"), scales) for job in jobs])
+    found = backend.summaries([_program(job, places, ("clean", "corrupted"), scales) for job in jobs])
     moved, spread = (np.full((len(sites), max(depth)), np.nan) for _ in range(2))
     for i, layer, _ in places:
         for array, name in ((moved, "moved"), (spread, "spread")):

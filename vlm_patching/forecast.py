@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from vlm_patching.backends.cells import cells_of
-from vlm_patching.backends.local import execute
+from vlm_patching.backends.local import LocalBackend
 from vlm_patching.backends.plan import NAIVE, Job, Reference, Settings, rows_per_pass, settings_on
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph.lower import lower
 from vlm_patching.models import Architecture, Model
 from vlm_patching.pairs import Pair
-from vlm_patching.pipeline import check_inputs, described, one_thread_if_small, pairs_of
+from vlm_patching.pipeline import check_inputs, described, pairs_of
 from vlm_patching.preparation import Prepared, corrupted_pairs, prepare
 
 
@@ -150,8 +150,9 @@ def plan(
         largest = max(largest, _largest(description.architecture, job, program, settings))
     seconds = None
     if isinstance(model, Model):
-        with one_thread_if_small(threads, model):
-            seconds = sum(_seconds(prepared, members[0], model, settings) * len(members) for members in alike[:3])
+        backend = LocalBackend(model)
+        with backend.running(threads):
+            seconds = sum(_seconds(prepared, members[0], backend, settings) * len(members) for members in alike[:3])
         seconds *= sum(map(len, alike)) / max(1, sum(len(members) for members in alike[:3]))
     return Plan(
         experiment.name,
@@ -226,14 +227,14 @@ def _largest(architecture: Architecture, job: Job, program: Mapping[str, Any], s
     return most, math.ceil(settings.budget * most / max(share, most))
 
 
-def _seconds(prepared: Prepared, number: int, model: Model, settings: Settings) -> float:
+def _seconds(prepared: Prepared, number: int, backend: LocalBackend, settings: Settings) -> float:
     job = _job(prepared, number)
     program = job.program(cells_of(job.graph, job.architecture, job.pair), settings) | {"keep": "all"}
     vectors = {key for trace in program["sweeps"] for key in trace.get("needs", {}) if key.startswith("vector:")}
     if vectors:
         return float("nan")  # means over all pairs would have to be taken first
     start = time.perf_counter()
-    execute(model, [program])
+    backend.execute([program])
     return time.perf_counter() - start
 
 

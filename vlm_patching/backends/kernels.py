@@ -92,7 +92,7 @@ def run_trace(
     found: dict[str, Any],
 ) -> None:
     """One forward pass of a batch whose rows are cells; its operations are in the order in which the model computes."""
-    inputs, given = packed_inputs(model, program, trace, forced, values)
+    inputs, given = packed_inputs(program, trace, forced, values)
     graded = "gradients" in trace
     if trace["eager"]:
         before = model._module.config._attn_implementation
@@ -153,12 +153,12 @@ def in_order(found: dict[str, Any], unfinished: Any) -> None:
 
 
 def packed_inputs(
-    model: Any, program: dict[str, Any], trace: dict[str, Any], forced: Any, values: dict[str, Any]
+    program: dict[str, Any], trace: dict[str, Any], forced: Any, values: dict[str, Any]
 ) -> tuple[dict[str, Any], int]:
     """The forward pass's keyword arguments: of a batch of rows, or of query positions over a shared prefix."""
     if "pack" not in trace:
-        return inputs_of(model, program, trace, forced)
-    pack, rows, weight = trace["pack"], trace["rows"], next(model._module.parameters())
+        return inputs_of(program, trace, forced)
+    pack, rows, dtype = trace["pack"], trace["rows"], getattr(torch, program["dtype"])
     prefix, queries = pack["prefix"], len(pack["positions"])
     cache = copy.copy(values[pack["cache"]])
     cache.layers = [copy.copy(layer) for layer in cache.layers]
@@ -167,32 +167,34 @@ def packed_inputs(
     positions, cells = pack["positions"], pack["cells"]
     before = torch.arange(prefix) < pack["starts"][:, None]
     own = (cells[:, None] == cells) & (positions[:, None] >= positions)
-    mask = torch.zeros(queries, prefix + queries, dtype=weight.dtype)
-    mask = mask.masked_fill(~torch.cat([before, own], 1), torch.finfo(weight.dtype).min)
+    mask = torch.zeros(queries, prefix + queries, dtype=dtype)
+    mask = mask.masked_fill(~torch.cat([before, own], 1), torch.finfo(dtype).min)
     inputs = {
         "input_ids": torch.full((rows, queries), program["answer"]),
         "position_ids": positions.expand(rows, queries),
         "attention_mask": mask.expand(rows, 1, queries, prefix + queries),
         "logits_to_keep": pack["ends"],
     }
-    moved = {name: tensor.to(weight.device) for name, tensor in inputs.items()}
-    return {**moved, "past_key_values": cache}, 0 if forced is None else forced["given"].shape[1]
+    return {**inputs, "past_key_values": cache}, 0 if forced is None else forced["given"].shape[1]
 
 
-def inputs_of(model: Any, program: dict[str, Any], trace: dict[str, Any], forced: Any) -> tuple[dict[str, Any], int]:
-    """The forward pass's keyword arguments, and how many tokens of an answer are given behind the prompt."""
-    rows, weight, inputs = trace["rows"], next(model._module.parameters()), {}
+def inputs_of(program: dict[str, Any], trace: dict[str, Any], forced: Any) -> tuple[dict[str, Any], int]:
+    """The forward pass's keyword arguments, and how many tokens of an answer are given behind the prompt.
+
+    They are where the program is: nnsight moves them to the model.
+    """
+    rows, inputs = trace["rows"], {}
     for name, tensor in program["inputs"][trace["on"]].items():
         reused = name == "pixel_values" and trace["reuses_image"]
-        inputs[name] = tensor.to(weight.device) if reused else tensor.to(weight.device).expand(rows, *tensor.shape[1:])
+        inputs[name] = tensor if reused else tensor.expand(rows, *tensor.shape[1:])
     if trace["pixels"] is not None:
         inputs["pixel_values"] = perturbed(inputs["pixel_values"], trace["pixels"])
     if "pixel_values" in inputs:
-        inputs["pixel_values"] = inputs["pixel_values"].to(weight.dtype)
+        inputs["pixel_values"] = inputs["pixel_values"].to(getattr(torch, program["dtype"]))
     given = 0 if forced is None else forced["given"].shape[1]
     if given:
         name = program["extends"]
-        more = forced["given"].to(weight.device).expand(rows, -1)
+        more = forced["given"].expand(rows, -1)
         inputs[name] = torch.cat([inputs[name], more], 1)
         if name == "input_ids":
             inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(more)], 1)

@@ -2,27 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import nnsight
 import torch
 
+from vlm_patching.backends.base import Failure, Outcome, Piece, shipped
 from vlm_patching.backends.kernels import run_programs, summarize
+from vlm_patching.backends.plan import Settings, settings_on
 from vlm_patching.models import Model
 
-
-def execute(model: Model, programs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Interpret programs; one result dict a program, as `kernels.run_program` describes it."""
-    envoy, programs = model.envoy, list(programs)
-    with envoy.session():
-        results = nnsight.save(run_programs(envoy, programs))
-    return results
+SMALL_MODEL = 20_000_000
+"""Parameters under which a second CPU thread costs more than it gives (measured 7 to 15 times on two cores)."""
 
 
-def summaries(model: Model, programs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """What `kernels.summarize` gives: name → sum, sum of squares and count over all programs, [3, width] in float64."""
-    envoy, programs = model.envoy, list(programs)
-    with envoy.session():
-        found = nnsight.save(summarize(envoy, programs))
-    return found
+class LocalBackend:
+    """A loaded model; see `vlm_patching.backends.base.Backend`."""
+
+    name = "local"
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.description = model.description
+        self.dtype = model.dtype
+
+    def attributes(self) -> dict[str, Any]:
+        return {
+            "weights_sha256": self.model.digest,
+            "dtype": self.dtype,
+            "device": str(self.model.device),
+            "backend": self.name,
+        }
+
+    def settings(self, rows: int | None) -> Settings:
+        return settings_on(self.model.device, rows)
+
+    def execute(self, programs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        envoy, programs = self.model.envoy, shipped(programs, self.dtype)
+        with envoy.session():
+            results = nnsight.save(run_programs(envoy, programs))
+        return results
+
+    def summaries(self, programs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        envoy, programs = self.model.envoy, shipped(programs, self.dtype)
+        with envoy.session():
+            found = nnsight.save(summarize(envoy, programs))
+        return found
+
+    def stream(self, queue: deque[Piece], say: Callable[[str], None]) -> Iterator[tuple[Piece, Outcome]]:
+        while queue:
+            piece = queue.popleft()
+            outcome: Outcome
+            try:
+                outcome = self.execute([piece.program()])[0]
+            except torch.OutOfMemoryError as error:
+                outcome = Failure(str(error), size=True)
+            yield piece, outcome
+
+    @contextlib.contextmanager
+    def running(self, threads: int | None) -> Iterator[None]:
+        """Torch's CPU threads: as asked for, else one for a model too small to gain from more."""
+        before = torch.get_num_threads()
+        small = sum(parameter.numel() for parameter in self.model.envoy._module.parameters()) < SMALL_MODEL
+        torch.set_num_threads(threads or (1 if small else before))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

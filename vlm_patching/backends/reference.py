@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from vlm_patching.backends.base import Backend
 from vlm_patching.backends.cells import cells_of
 from vlm_patching.backends.changes import key_of, vector_key
-from vlm_patching.backends.local import summaries
 from vlm_patching.backends.plan import Job, Reference, Settings, noise_positions
 from vlm_patching.backends.traces import at, trace
 from vlm_patching.errors import SpecError
@@ -24,7 +24,7 @@ from vlm_patching.graph import (
     parts,
 )
 from vlm_patching.inputs import EncodedPair
-from vlm_patching.models import Model, Tap
+from vlm_patching.models import Tap
 
 Pairs = Callable[[], Iterable[EncodedPair]]
 """Gives the encoded pairs, one after the other, as often as it is called."""
@@ -32,7 +32,7 @@ Pairs = Callable[[], Iterable[EncodedPair]]
 
 def reference(
     graph: InterventionGraph,
-    model: Model,
+    backend: Backend,
     pairs: Pairs,
     known_std: float | None,
     candidates: tuple[tuple[int, ...], ...] = (),
@@ -44,14 +44,14 @@ def reference(
     known_std
         The noise's standard deviation, where an earlier part of the same run has found it.
     """
-    std = _noise_std(graph, model, pairs) if known_std is None else known_std
+    std = _noise_std(graph, backend, pairs) if known_std is None else known_std
     start = Reference(std, {}, candidates)
-    return Reference(std, _vectors(graph, model, pairs, start), candidates)
+    return Reference(std, _vectors(graph, backend, pairs, start), candidates)
 
 
-def _noise_std(graph: InterventionGraph, model: Model, pairs: Pairs) -> float:
+def _noise_std(graph: InterventionGraph, backend: Backend, pairs: Pairs) -> float:
     """The graph's noise in absolute units: given so, or in standard deviations of the clean values of all pairs."""
-    noise, architecture = noise_of(graph), model.description.architecture
+    noise, architecture = noise_of(graph), backend.description.architecture
     if noise is None or noise.std is None:
         return 0.0
     if not noise.relative:
@@ -68,7 +68,7 @@ def _noise_std(graph: InterventionGraph, model: Model, pairs: Pairs) -> float:
         )
         for pair in pairs()
     )
-    total, squares, count = summaries(model, list(wanted))["reference"].sum(-1).tolist()
+    total, squares, count = backend.summaries(list(wanted))["reference"].sum(-1).tolist()
     return noise.std * float((squares / count - (total / count) ** 2) ** 0.5)
 
 
@@ -85,15 +85,15 @@ def summary_program(
     return job.program([], Settings()) | {"bases": bases, "summaries": wanted}
 
 
-def _vectors(graph: InterventionGraph, model: Model, pairs: Pairs, start: Reference) -> dict[str, torch.Tensor]:
+def _vectors(graph: InterventionGraph, backend: Backend, pairs: Pairs, start: Reference) -> dict[str, torch.Tensor]:
     """Means over all pairs and positions of a selector, their differences, and vectors out of files."""
     edits = [edit for edit in main_edits(graph.swept) if edit.kind in ("mean", "add")]
     if not edits:
         return {}
-    source, architecture = str(edits[0].source), model.description.architecture
+    source, architecture = str(edits[0].source), backend.description.architecture
     jobs = (Job(graph, architecture, pair, start) for pair in pairs())
     if source.startswith(FILE):
-        return _file_vectors(source, model, next(jobs))
+        return _file_vectors(source, backend, next(jobs))
     runs = source.split(" - ")
     places: dict[tuple[Any, Tap, int], None] = {}
     wanted = []
@@ -101,7 +101,7 @@ def _vectors(graph: InterventionGraph, model: Model, pairs: Pairs, start: Refere
         here = _places(job)
         places |= dict.fromkeys(here)
         wanted.append(_summing(job, runs, here))
-    found = summaries(model, wanted)
+    found = backend.summaries(wanted)
     mean = {name: (total / count).float()[None, None] for name, (total, _, count) in found.items()}
     vectors = {}
     for place in places:
@@ -138,11 +138,11 @@ def _summing(
     return summary_program(job, reads, wanted)
 
 
-def _file_vectors(source: str, model: Model, job: Job) -> dict[str, torch.Tensor]:
+def _file_vectors(source: str, backend: Backend, job: Job) -> dict[str, torch.Tensor]:
     """A file's vectors, one for every place that is edited; their widths are held against those of an example."""
     path = Path(source.removeprefix(FILE))
     tensors, places = read_vectors(path), _places(job)
-    widths = summaries(model, [_summing(job, ["clean.z"], places)])
+    widths = backend.summaries([_summing(job, ["clean.z"], places)])
     vectors = {}
     for selector, tap, layer in places:
         name = "vector" if "vector" in tensors else str(layer)

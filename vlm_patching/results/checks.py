@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from vlm_patching.backends.base import Backend
 from vlm_patching.backends.cells import Cell, check_cells
-from vlm_patching.backends.local import execute
 from vlm_patching.backends.plan import NAIVE, Job, Settings, derived_seed
 from vlm_patching.errors import CheckError
 from vlm_patching.graph import InterventionGraph
 from vlm_patching.metrics import METRICS
-from vlm_patching.models import Model
 
 RANDOM_CELLS = 8
 PLACEBO = ("other", "placebo")
@@ -22,7 +21,7 @@ TOLERANCES = {"float32": (1e-5, 1e-4), "float16": (1e-2, 1e-1), "bfloat16": (5e-
 """dtype → how far a probability, and how far a logit or log-probability, may be off."""
 
 
-def check_example(model: Model, job: Job, cells: Sequence[Cell], results: Mapping[str, Any]) -> dict[str, Any]:
+def check_example(backend: Backend, job: Job, cells: Sequence[Cell], results: Mapping[str, Any]) -> dict[str, Any]:
     """Hold one example's sweep against what must be true of it.
 
     Returns
@@ -36,12 +35,12 @@ def check_example(model: Model, job: Job, cells: Sequence[Cell], results: Mappin
         Naming the check, the cell and both values.
     """
     graph, pair, run = job.graph, job.pair, job.graph.swept.name
-    outcome: dict[str, Any] = {"example": pair.pair.id, "tolerance": _tolerances(model, graph)}
+    outcome: dict[str, Any] = {"example": pair.pair.id, "tolerance": _tolerances(backend.dtype, graph)}
     known = check_cells(graph, job.architecture, pair, list(cells))
     keep_all = {"keep": "all"}
     plain = replace(graph, runs=tuple(r for r in graph.runs if not (graph.method == "patch" and r.name in PLACEBO)))
-    found = execute(
-        model, [replace(job, graph=plain).program([cell for cell, _ in known.values()], Settings()) | keep_all]
+    found = backend.execute(
+        [replace(job, graph=plain).program([cell for cell, _ in known.values()], Settings()) | keep_all]
     )[0]
     for row, (name, (cell, wanted)) in enumerate(known.items()):
         outcome[f"{graph.method} {name}"] = {
@@ -57,7 +56,7 @@ def check_example(model: Model, job: Job, cells: Sequence[Cell], results: Mappin
         }
     rng = random.Random(derived_seed(graph.seed, "checked cells", pair.pair.id, 0))
     rows = sorted(rng.sample(range(len(cells)), min(RANDOM_CELLS, len(cells))))
-    alone = execute(model, [job.program([cells[row] for row in rows], NAIVE) | keep_all])[0]
+    alone = backend.execute([job.program([cells[row] for row in rows], NAIVE) | keep_all])[0]
     if graph.method == "attention":
         outcome["read apart"] = max(
             _compare_attention(cells[row], results["attention"][row], alone["attention"][i])
@@ -96,8 +95,8 @@ def _compare_attention(cell: Cell, found: Any, wanted: Any) -> float:
     return difference
 
 
-def _tolerances(model: Model, graph: InterventionGraph) -> dict[str, float]:
-    of_probability, of_logits = TOLERANCES[model.dtype]
+def _tolerances(dtype: str, graph: InterventionGraph) -> dict[str, float]:
+    of_probability, of_logits = TOLERANCES[dtype]
     smooth = [metric for metric in graph.metrics if "steps" not in METRICS[metric]] or ["probability"]
     return {metric: of_probability if metric == "probability" else of_logits for metric in smooth}
 

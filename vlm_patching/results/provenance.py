@@ -14,7 +14,7 @@ from typing import Any
 
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph import InterventionGraph, vector_file
-from vlm_patching.models import Model, ModelDescription
+from vlm_patching.models import ModelDescription
 from vlm_patching.pairs import Pair, pairs_digest
 
 _PACKAGES = ("vlm_patching", "nnsight", "torch", "transformers", "pillow", "xarray", "zarr", "numpy")
@@ -49,16 +49,6 @@ def planned_attributes(
         attributes["source"] = experiment.source or ""
         attributes["deviations"] = "\n".join(experiment.deviations)
     return attributes
-
-
-def model_attributes(model: Model, backend: str) -> dict[str, Any]:
-    """What is known once the model is there."""
-    return {
-        "weights_sha256": model.digest,
-        "dtype": model.dtype,
-        "device": str(model.device),
-        "backend": backend,
-    }
 
 
 def _vector(graph: InterventionGraph) -> dict[str, str]:

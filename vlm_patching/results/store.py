@@ -44,6 +44,10 @@ class MemoryStore:
         """Add attributes."""
         self._dataset.attrs.update(attributes)
 
+    def forget(self, attribute: str) -> None:
+        """Take an attribute out, where it is there."""
+        self._dataset.attrs.pop(attribute, None)
+
     def load(self) -> xr.Dataset:
         """The dataset as it now is."""
         return self._dataset
@@ -124,6 +128,12 @@ class ZarrStore:
                 "room and give the same command again."
             ) from error
 
+    def forget(self, attribute: str) -> None:
+        """Take an attribute out, where it is there."""
+        attributes = zarr.open_group(self.path, mode="r+").attrs
+        if attribute in attributes:
+            del attributes[attribute]
+
     def load(self) -> xr.Dataset:
         """The dataset as it now is, in memory."""
         return load_results(self.path)
@@ -191,12 +201,18 @@ def _check_same_vector(path: str | Path, found: Mapping[str, Any], attributes: M
         )
 
 
-def check_same_weights(path: str | Path, found: Mapping[str, Any], digest: str) -> None:
-    """Refuse to go on in a store that was begun with other weights."""
+def check_same_model(path: str | Path, found: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on in a store that was begun with other weights, or on another backend."""
+    if found.get("backend", now["backend"]) != now["backend"]:
+        raise SpecError(
+            f"Store {path} was begun on the backend {found['backend']!r}, this run is on {now['backend']!r}. Name "
+            "another store, or remove this one."
+        )
+    digest = now.get("weights_sha256")
     if found.get("weights_sha256", digest) != digest:
         raise SpecError(
             f"Store {path} was begun with other weights of this model (sha256 {found['weights_sha256'][:12]}, now "
-            f"{digest[:12]}). Name another store, or remove this one."
+            f"{str(digest)[:12]}). Name another store, or remove this one."
         )
 
 
