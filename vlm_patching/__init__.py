@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vlm_patching import analysis
     from vlm_patching import plots as plot
     from vlm_patching.analysis import effect, total_effect
+    from vlm_patching.backends.wire import Remote
     from vlm_patching.catalog import presets
     from vlm_patching.diagnosis import diagnose
     from vlm_patching.errors import CheckError, RunError, SpecError
@@ -36,6 +37,7 @@ _HOME = {
     "InterventionGraph": "graph",
     "Pair": "pairs",
     "Prompt": "pairs",
+    "Remote": "backends.wire",
     "RunError": "errors",
     "SpecError": "errors",
     "bundled_models": "models",
@@ -58,6 +60,7 @@ __all__ = [
     "InterventionGraph",
     "Pair",
     "Prompt",
+    "Remote",
     "RunError",
     "SpecError",
     "analysis",

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from vlm_patching.commands import remote
+from vlm_patching.commands.output import AsJson, show
 from vlm_patching.errors import RunError, SpecError, unknown
 from vlm_patching.validation import parse_yaml
 
@@ -32,7 +32,6 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the spec; may be repeated."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -41,7 +40,12 @@ def run(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The store; results/NAME.zarr where not given.")
     ] = None,
-    backend: Annotated[str, typer.Option(help="Where the model runs: local.")] = "local",
+    backend: Annotated[str, typer.Option(help="Where the model runs: local, or ndif.")] = "local",
+    host: remote.Host = None,
+    jobs: Annotated[int, typer.Option(min=1, help="ndif: jobs under way at a time.")] = 4,
+    deadline: Annotated[float, typer.Option(help="ndif: seconds until a job is taken for lost.")] = 3600.0,
+    patience: Annotated[float, typer.Option(help="ndif: seconds a server may be out of reach.")] = 300.0,
+    sandboxed: Annotated[bool, typer.Option("--sandboxed", help="ndif: isolated, even where it need not be.")] = False,
     changes: Changes = None,
     engine: Annotated[str, typer.Option(help="fast, or naive: one forward pass a cell.")] = "fast",
     checks: Annotated[bool, typer.Option(help="Trust checks on the first kept example.")] = True,
@@ -53,8 +57,18 @@ def run(
     experiment = vp.Experiment.from_spec(spec, _parse_changes(changes))
     file_name = re.sub(r"[^\w+-]+", "_", experiment.name)
     store = output or Path("results") / f"{file_name}.zarr"
+    how = vp.Remote(host, jobs, deadline, patience, sandboxed) if backend == "ndif" else None
     try:
-        ds = vp.run(experiment, backend=backend, store=store, engine=engine, checks=checks, threads=threads)
+        ds = vp.run(
+            experiment,
+            backend=backend,
+            host=host,
+            remote=how,
+            store=store,
+            engine=engine,
+            checks=checks,
+            threads=threads,
+        )
     except KeyboardInterrupt:
         print(f"\nStopped. What is done is in {store}; the same command goes on from there.", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -170,7 +184,7 @@ def diagnose(
             shown = [f"{str(s).split('.')[0]} {float(v):.2f}" for s, v in zip(most["site"].values, most, strict=True)]
             row[f"{quantity} at most"] = ", ".join(shown)
         rows.append(row)
-    _show(rows, as_json, tuple(rows[0]))
+    show(rows, as_json, tuple(rows[0]))
 
 
 @app.command()
@@ -191,7 +205,7 @@ def presets(as_json: AsJson = False) -> None:
                 "source": (spec.source or "").strip(),
             }
         )
-    _show(rows, as_json, ("name", "model", "method", "corruption", "sites"))
+    show(rows, as_json, ("name", "model", "method", "corruption", "sites"))
 
 
 @app.command()
@@ -211,7 +225,7 @@ def models(as_json: AsJson = False) -> None:
                 "folder": str(folder),
             }
         )
-    _show(rows, as_json, ("name", "family", "stacks"))
+    show(rows, as_json, ("name", "family", "stacks"))
 
 
 @app.command()
@@ -220,17 +234,11 @@ def datasets(as_json: AsJson = False) -> None:
     from vlm_patching.pairs import DATASETS
 
     rows = [{"name": name, "about": d.about, "options": ", ".join(d.options)} for name, d in DATASETS.items()]
-    _show(rows, as_json, ("name", "about", "options"))
+    show(rows, as_json, ("name", "about", "options"))
 
 
-def _show(rows: list[dict[str, Any]], as_json: bool, columns: tuple[str, ...]) -> None:
-    if as_json:
-        print(json.dumps(rows, indent=2))
-        return
-    table = Table(*columns, box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*(str(row[column]) for column in columns))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+app.command()(remote.jobs)
+app.command()(remote.doctor)
 
 
 def _parse_changes(changes: list[str] | None) -> dict[str, Any]:

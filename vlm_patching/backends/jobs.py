@@ -13,7 +13,7 @@ from typing import Any
 from vlm_patching import metrics
 from vlm_patching.backends import interventions, kernels
 from vlm_patching.backends.base import Piece
-from vlm_patching.results.store import MemoryStore, ZarrStore
+from vlm_patching.results.store import MemoryStore, StoreAttributes
 
 SHIPPED = (metrics, interventions, kernels)
 """Modules whose functions travel with a job, by value."""
@@ -49,7 +49,7 @@ class Job:
 class Ledger:
     """The jobs of one store, in its attributes."""
 
-    def __init__(self, results: MemoryStore | ZarrStore) -> None:
+    def __init__(self, results: MemoryStore | StoreAttributes) -> None:
         self._results = results
 
     def jobs(self) -> list[Job]:

@@ -53,7 +53,34 @@ class MemoryStore:
         return self._dataset
 
 
-class ZarrStore:
+class StoreAttributes:
+    """What a store says of itself."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        return dict(zarr.open_group(self.path, mode="r").attrs)
+
+    def annotate(self, attributes: Mapping[str, Any]) -> None:
+        """Add attributes."""
+        try:
+            zarr.open_group(self.path, mode="r+").attrs.update(attributes)
+        except OSError as error:
+            raise RunError(
+                f"Attributes could not be written to {self.path}: {error}. The examples in the store are whole; make "
+                "room and give the same command again."
+            ) from error
+
+    def forget(self, attribute: str) -> None:
+        """Take an attribute out, where it is there."""
+        attributes = zarr.open_group(self.path, mode="r+").attrs
+        if attribute in attributes:
+            del attributes[attribute]
+
+
+class ZarrStore(StoreAttributes):
     """A zarr folder that takes one example at a time.
 
     An example's arrays are written first and its `kept` label last, so a label is there only where the arrays are.
@@ -72,7 +99,7 @@ class ZarrStore:
     """
 
     def __init__(self, path: str | Path, blank: xr.Dataset) -> None:
-        self.path = Path(path)
+        super().__init__(path)
         if self.path.exists():
             check_resumable(self.path, blank.attrs)
         else:
@@ -94,10 +121,6 @@ class ZarrStore:
             shutil.rmtree(part, ignore_errors=True)
             raise RunError(f"The store {self.path} could not be made: {error}. Nothing has been run.") from error
 
-    @property
-    def attributes(self) -> dict[str, Any]:
-        return dict(zarr.open_group(self.path, mode="r").attrs)
-
     def done(self) -> list[bool]:
         """Which examples are written."""
         labels = zarr.open_group(self.path, mode="r")["kept"]
@@ -117,22 +140,6 @@ class ZarrStore:
                 f"Example {index + 1} could not be written to {self.path}: {error}. {written} of {self._count} "
                 "examples are in the store, whole; make room and give the same command again to go on from there."
             ) from error
-
-    def annotate(self, attributes: Mapping[str, Any]) -> None:
-        """Add attributes."""
-        try:
-            zarr.open_group(self.path, mode="r+").attrs.update(attributes)
-        except OSError as error:
-            raise RunError(
-                f"Attributes could not be written to {self.path}: {error}. The examples in the store are whole; make "
-                "room and give the same command again."
-            ) from error
-
-    def forget(self, attribute: str) -> None:
-        """Take an attribute out, where it is there."""
-        attributes = zarr.open_group(self.path, mode="r+").attrs
-        if attribute in attributes:
-            del attributes[attribute]
 
     def load(self) -> xr.Dataset:
         """The dataset as it now is, in memory."""
