@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 import vlm_patching as vp
-from vlm_patching import pipeline
+from vlm_patching import sweep
 from vlm_patching.graph import InterventionGraph
 
 SIP = {"kind": "semantic_image_pair"}
@@ -137,7 +137,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_numbers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    written, real = [], pipeline.example_values
+    written, real = [], sweep.example_values
 
     def fails_on_the_second(*arguments: Any, **named: Any) -> Any:
         written.append(1)
@@ -146,10 +146,10 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_numbers(
         return real(*arguments, **named)
 
     store, model = tmp_path / "cut.zarr", loaded["shapes-llava"]
-    monkeypatch.setattr(pipeline, "example_values", fails_on_the_second)
+    monkeypatch.setattr(sweep, "example_values", fails_on_the_second)
     with pytest.raises(KeyboardInterrupt):
         vp.run(experiment(case), model=model, store=store, progress=False)
-    monkeypatch.setattr(pipeline, "example_values", real)
+    monkeypatch.setattr(sweep, "example_values", real)
     assert (vp.load_results(store)["kept"].values != "").sum() == 1
     ds = vp.run(experiment(case), model=model, store=store, progress=False)
     xr.testing.assert_equal(ds, results[case])

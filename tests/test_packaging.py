@@ -37,6 +37,8 @@ def test_every_package_that_the_library_imports_is_a_declared_dependency() -> No
     called = {"PIL": "pillow", "yaml": "pyyaml"}
     imported = set()
     for file in (ROOT / "vlm_patching").rglob("*.py"):
+        if "extension" in file.parts:  # runs in an NDIF server's environment
+            continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}

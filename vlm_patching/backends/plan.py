@@ -217,10 +217,14 @@ class Job:
         if name == self.graph.base:
             operations += [{"do": "keep_whole", "name": key, **at(tap)} for key, tap in keeps.items()]
         reads = {key: read for sweep in sweeps for key, read in sweep["needs"].items() if key.startswith(f"{name}.")}
-        operations += [{"do": "read", "name": key, **at(tap, layer)} for key, (tap, layer) in reads.items()]
+        keeps_cache = any(sweep.get("pack", {}).get("cache") == f"{name}.cache" for sweep in sweeps)
+        entries = {stack.taps["resid_pre"]: stack.entry for stack in self.architecture.stacks if stack.entry}
+        instead = entries if keeps_cache else {}
+        operations += [
+            {"do": "read", "name": key, **at(instead.get(tap, tap), layer)} for key, (tap, layer) in reads.items()
+        ]
         draws = list(range(draws_of(self.graph))) if "draw" in run.over else [0]
         noise = self.noise(run, draws)
-        keeps_cache = any(sweep.get("pack", {}).get("cache") == f"{name}.cache" for sweep in sweeps)
         return trace(
             self.architecture, run, len(draws), operations, noise, measured=name != "other", keeps_cache=keeps_cache
         )

@@ -75,6 +75,8 @@ def _order(architecture: Architecture) -> Callable[[Mapping[str, Any]], tuple[in
                         else:
                             places.append((path.format(layer=layer), "output"))
                 places.append((tap.path.format(layer=layer), tap.end))
+                if component == "resid_pre" and stack.entry is not None:
+                    places.append((stack.entry.path.format(layer=layer), stack.entry.end))
                 if after and component == "attn_out":
                     places.append((after.format(layer=layer), "output"))
         if stack.whole is not None:

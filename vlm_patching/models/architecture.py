@@ -93,6 +93,9 @@ class Stack:
         need not run.
     skips
         Whether single layers can be passed over.
+    entry
+        Where `resid_pre` is read in a run that keeps its key-value cache: a module's whole input would take the cache
+        with it, which a sandbox hands back as a copy.
     """
 
     name: str
@@ -105,6 +108,7 @@ class Stack:
     whole: Tap | None = None
     image_keys: tuple[str, ...] = ()
     skips: bool = True
+    entry: Tap | None = None
 
     @property
     def components(self) -> tuple[str, ...]:

@@ -68,6 +68,7 @@ def describe(config: LlavaConfig) -> Architecture:
                     )
                 },
                 unembed=("model.language_model.norm", "lm_head"),
+                entry=Tap(f"{language}.input_layernorm", "input"),
             ),
         ),
         image=ImageEntry(
