@@ -132,7 +132,7 @@ class _Encoding:
             raise SpecError(f"the processor of {description.name!r} cannot take {prompt.text!r}: {error}") from error
         self.tensors = {name: encoded[name] for name in ("input_ids", "attention_mask", "pixel_values")}
         text = description.config.text_config
-        if not description.architecture.image.inline:
+        if not description.architecture.continues:
             self.tensors["decoder_input_ids"] = torch.tensor([[text.bos_token_id]])
         ids = encoded["input_ids"][0].tolist()
         self.text = templated
@@ -142,8 +142,10 @@ class _Encoding:
         again = processor.tokenizer(self.text, return_offsets_mapping=True)
         if again["input_ids"] != ids:
             raise SpecError("the processor's tokens are not its tokenizer's, so spans cannot be found in them")
-        self.ids: list[int] = ids
         self.offsets: list[tuple[int, int]] = [tuple(o) for o in again["offset_mapping"]]
+        if description.architecture.continues and not description.architecture.image.inline:
+            ids = self._begun(ids, description)
+        self.ids: list[int] = ids
         self.tokens: list[str] = processor.tokenizer.convert_ids_to_tokens(ids)
         self.start = self._start_of_users_text(description)
         longest = text.max_position_embeddings
@@ -151,6 +153,20 @@ class _Encoding:
             raise SpecError(
                 f"the prompt has {len(ids)} tokens and {description.name!r} takes {longest}: {prompt.text[:80]!r}"
             )
+
+    def _begun(self, ids: list[int], description: ModelDescription) -> list[int]:
+        """A caption's beginning: the decoder's own first token in the place of the tokenizer's, and no end."""
+        tokenizer, bos = description.processor.tokenizer, description.config.text_config.bos_token_id
+        if ids[0] != tokenizer.cls_token_id or ids[-1] != tokenizer.sep_token_id:
+            raise SpecError(
+                f"the tokenizer of {description.name!r} does not put {tokenizer.cls_token} and "
+                f"{tokenizer.sep_token} around a text, so a caption cannot be begun with it"
+            )
+        ids = [bos, *ids[1:-1]]
+        self.offsets.pop()
+        self.tensors["input_ids"] = torch.tensor([ids])
+        self.tensors["attention_mask"] = self.tensors["attention_mask"][:, :-1]
+        return ids
 
     def _start_of_users_text(self, description: ModelDescription) -> int:
         """Where the user's text begins in what the tokenizer saw; `SpecError` where the template changes the text."""
@@ -245,7 +261,7 @@ def _tokens(clean: _Encoding, what: str, word: str, description: ModelDescriptio
     if tokenizer.unk_token_id in tokens:
         raise SpecError(f"the {what} {word!r} is no token of {description.name!r}: its vocabulary lacks it")
     longest = description.config.text_config.max_position_embeddings
-    if len(tokens) - 1 + (len(clean.ids) if inline else 1) > longest:
+    if len(tokens) - 1 + (len(clean.ids) if description.architecture.continues else 1) > longest:
         raise SpecError(
             f"the {what} {word!r} does not fit behind the prompt: {description.name!r} takes {longest} tokens"
         )
@@ -269,7 +285,7 @@ def _positions(pair: Pair, clean: _Encoding, description: ModelDescription) -> d
         )
     name = description.architecture.text_stack
     stacks[name] = _text(pair, clean, name, dict(zip(marks, patches, strict=False)), description)
-    if not entry.inline:
+    if not description.architecture.continues:
         start = clean.tensors["decoder_input_ids"][0].tolist()
         token = description.processor.tokenizer.convert_ids_to_tokens(start)[0]
         decoding = Position("decoding", "text", "decoding", token)

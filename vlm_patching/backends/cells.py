@@ -243,7 +243,9 @@ def check_cells(
         if max(map(len, answers)) > 1:  # tokens of the answer attend to what is below, and to what is around
             if stack.name == "answer_decoder":
                 continue
-            if stack.name == architecture.text_stack and architecture.image.inline:
+            if stack.name == architecture.text_stack and architecture.continues:
+                if not architecture.image.inline:
+                    continue  # the image enters again above
                 component, layer = "resid_pre", 0
         everywhere = Chosen("all", tuple(range(len(pair.positions[stack.name].positions))))
         name = component if component == stack.name else f"{stack.name}.{component}"

@@ -127,7 +127,7 @@ class Job:
             "answer": pair.answer[0],
             "foil": pair.foil[0],
             "forced": self._forced(metrics),
-            "extends": "input_ids" if architecture.image.inline else "decoder_input_ids",
+            "extends": "input_ids" if architecture.continues else "decoder_input_ids",
             "metrics": metrics,
             "keep": graph.keep,
             "vectors": self.reference.vectors,

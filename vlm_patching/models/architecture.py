@@ -159,6 +159,8 @@ class Architecture:
         Where the token embeddings are, before any layer.
     readout
         Where the logits are; the read-out position is the last one.
+    continues
+        Whether the answer follows the prompt in the text stack's own sequence; else a decoder of its own begins it.
     keeps_logits
         Whether the forward pass takes `logits_to_keep`, which positions get logits.
     packs
@@ -173,6 +175,7 @@ class Architecture:
     text_stack: str
     token_embeds: Tap
     readout: Tap
+    continues: bool = False
     keeps_logits: bool = False
     packs: str = ""
 

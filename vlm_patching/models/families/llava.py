@@ -82,6 +82,7 @@ def describe(config: LlavaConfig) -> Architecture:
         text_stack="language",
         token_embeds=Tap("model.language_model.embed_tokens", "output"),
         readout=Tap("lm_head", "output"),
+        continues=True,
         keeps_logits=True,
         packs="language",
     )
