@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PYTHON ?=
+# the environment of the NDIF server that tests/remote starts
+NDIF := .ndif/server
 
 # More than one thread loses badly when the cores are shared; raise it on an idle machine.
 export OMP_NUM_THREADS ?= 1
@@ -11,16 +13,28 @@ export TOKENIZERS_PARALLELISM := false
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types check presets findings bench train clean
+.PHONY: help demo test test-ndif lint format types check presets findings bench train clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
 demo: $(STAMP)  ## run experiments/demo.py
 	$(BIN)/python experiments/demo.py
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest tests
+
+test-ndif: $(STAMP)  ## run the tests that need a real NDIF server, on this machine
+	@command -v redis-server >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && apt-get install -y -q redis-server; \
+	  else \
+	    echo "error: redis-server is missing: install it (apt-get install redis-server, brew install redis)" >&2; \
+	    exit 1; \
+	  fi; \
+	}
+	$(BIN)/python -c "from pathlib import Path; from vlm_patching.serving import build_environment as b; b(Path('$(NDIF)'))"
+	VLM_PATCHING_NDIF=$(NDIF) $(BIN)/python -m pytest tests/remote
 
 lint: $(STAMP)  ## ruff check
 	$(BIN)/ruff check .

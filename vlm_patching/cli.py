@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlm_patching.commands import remote
+from vlm_patching.commands import remote, serve
 from vlm_patching.commands.output import AsJson, show
 from vlm_patching.errors import RunError, SpecError, unknown
 from vlm_patching.validation import parse_yaml
@@ -239,6 +239,7 @@ def datasets(as_json: AsJson = False) -> None:
 
 app.command()(remote.jobs)
 app.command()(remote.doctor)
+app.command("serve-ndif")(serve.serve_ndif)
 
 
 def _parse_changes(changes: list[str] | None) -> dict[str, Any]:
