@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlm_patching import analysis
+    from vlm_patching import analysis, bundle
     from vlm_patching import plots as plot
     from vlm_patching.analysis import effect, total_effect
     from vlm_patching.backends.wire import Remote
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vlm_patching.pipeline import run
     from vlm_patching.results import load_results
 
-_ROOMS = {"analysis": "analysis", "plot": "plots"}
+_ROOMS = {"analysis": "analysis", "bundle": "bundle", "plot": "plots"}
 _HOME = {
     "CheckError": "errors",
     "Experiment": "experiment",
@@ -64,6 +64,7 @@ __all__ = [
     "RunError",
     "SpecError",
     "analysis",
+    "bundle",
     "bundled_models",
     "corrupt_images",
     "describe_model",

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlm_patching.commands import remote, serve
+from vlm_patching.commands import bundle, remote, serve
 from vlm_patching.commands.output import AsJson, show
 from vlm_patching.errors import RunError, SpecError, unknown
 from vlm_patching.validation import parse_yaml
@@ -240,6 +240,8 @@ def datasets(as_json: AsJson = False) -> None:
 app.command()(remote.jobs)
 app.command()(remote.doctor)
 app.command("serve-ndif")(serve.serve_ndif)
+app.add_typer(bundle.app, name="bundle")
+app.command()(bundle.replay)
 
 
 def _parse_changes(changes: list[str] | None) -> dict[str, Any]:

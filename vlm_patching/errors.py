@@ -4,7 +4,13 @@ match."""
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from pathlib import Path
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 4, 200, 200, 100
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = 20
 
 
 class SpecError(ValueError):
@@ -19,9 +25,16 @@ class CheckError(RunError):
     """A trust check that did not hold: the numbers must not be used."""
 
 
+def shown(value: object) -> str:
+    """A value as an error shows it: as Python writes it, cut where that is long."""
+    return _SHORT.repr(value)
+
+
 def nearest(name: object, known: Iterable[object]) -> str:
     """ " Did you mean 'x'?" for the known name closest to a wrong one, or nothing where none is close."""
-    match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    if not isinstance(name, str | int | Path):
+        return ""
+    match = difflib.get_close_matches(str(name)[:200], [str(k) for k in known], n=1, cutoff=0.5)
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
@@ -34,4 +47,4 @@ def unknown(what: str, name: object, known: Iterable[object]) -> SpecError:
     "Unknown metric 'probabilty'. Did you mean 'probability'? Known: probability, log_probability."
     """
     names = [str(k) for k in known]
-    return SpecError(f"Unknown {what} {name!r}.{nearest(name, names)} Known: {', '.join(names) or 'none'}.")
+    return SpecError(f"Unknown {what} {shown(name)}.{nearest(name, names)} Known: {', '.join(names) or 'none'}.")

@@ -8,13 +8,18 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from vlm_patching.pairs import CORRUPTED_INPUT, DATASETS, IMAGE_CORRUPTIONS
-from vlm_patching.validation import one_of
+from vlm_patching.validation import one_of, repeated
 
+MAX_DRAWS = 10_000
+MAX_CHARACTERS = 4_000
+"""Of one text in a spec."""
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, str_max_length=MAX_CHARACTERS
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -23,9 +28,9 @@ class Section(BaseModel):
 
 
 def unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    for i, value in enumerate(values):
-        if value in values[:i]:
-            raise ValueError(f"names {value!r} twice.")
+    twice = repeated(values)
+    if twice:
+        raise ValueError(f"names {twice[0]!r} twice.")
     return values
 
 
@@ -150,7 +155,7 @@ class CorruptionSpec(Section):
     std: float | None = Field(default=None, gt=0)
     multiplicative: FactorSpec | None = None
     scale: float | None = None
-    draws: int | None = Field(default=None, ge=1)
+    draws: int | None = Field(default=None, ge=1, le=MAX_DRAWS)
     color: tuple[int, ...] | None = Field(default=None, min_length=3, max_length=3)
     radius: float | None = Field(default=None, gt=0)
     grid: int | None = Field(default=None, ge=2)

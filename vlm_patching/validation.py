@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from vlm_patching.errors import SpecError, nearest
+from vlm_patching.errors import SpecError, nearest, shown
 
 _KINDS = {
     "int_type": "must be a whole number",
@@ -26,29 +27,50 @@ _KINDS = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML as version 1.2 reads it: 3:6 is text and 1e-3 a number (1.1 makes 186 and text of them).
+MAX_CHARACTERS = 100_000
+"""Of YAML, which is slow to read."""
+_MAX_SENTENCES = 10
+_YAML = "tag:yaml.org,2002:"
 
-    A key that is given twice is an error.
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML as version 1.2 reads it: 3:6 and dates are text, 1e-3 and 010 numbers (1.1 makes 186 of the first).
+
+    A key that is given twice is an error, and so are anchors (a few lines of which can stand for more than fits into
+    memory) and tags.
     """
 
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if getattr(event, "anchor", None) is not None or getattr(event, "tag", None) is not None:
+            raise yaml.composer.ComposerError(None, None, "anchors and tags are not read here", event.start_mark)
+        return super().compose_node(parent, index)
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen = set()
+        for part, _ in node.value:
+            if not isinstance(part, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is one word", part.start_mark)
+            key = self.construct_object(part)
+            if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_whole_number(self, node: Any) -> int:
+        return int(self.construct_scalar(node))
 
 
 _Loader.yaml_implicit_resolvers = {
     first: [
-        (tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        (tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_YAML) not in ("int", "float", "timestamp")
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_constructor(f"{_YAML}int", _Loader.construct_whole_number)
+_Loader.add_implicit_resolver(f"{_YAML}int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
+    f"{_YAML}float",
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
     list("-+0123456789."),
 )
@@ -64,9 +86,11 @@ def read_text(path: Path) -> str:
 
 def parse_yaml(text: str, where: str) -> Any:
     """Plain data out of YAML (or JSON); `SpecError` where it is none, or gives a key twice."""
+    if len(text) > MAX_CHARACTERS:
+        raise SpecError(f"{where} has {len(text)} characters; at most {MAX_CHARACTERS} of YAML are read.")
     try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError) as error:
+        return _text_in(yaml.load(text, Loader=_Loader))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # the last: a number of too many digits
         raise SpecError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 
@@ -74,19 +98,36 @@ def parse_json(text: str, where: str) -> Any:
     """Plain data out of JSON; `SpecError` where it is none, or gives a key twice."""
 
     def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in items]
-        repeated = next((key for key in keys if keys.count(key) > 1), None)
-        if repeated is not None:
-            raise SpecError(f"{where}: the key {repeated!r} is given twice.")
+        twice = repeated(key for key, _ in items)
+        if twice:
+            raise SpecError(f"{where}: the key {shown(twice[0])} is given twice.")
         return dict(items)
 
+    def refuse(name: str) -> None:
+        raise SpecError(f"{where} is not JSON: {name} is no number of it.")
+
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        return _text_in(json.loads(text, object_pairs_hook=unique, parse_constant=refuse))
+    except SpecError:
+        raise
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text else ""
         raise SpecError(f"{where} is not JSON: {error.msg} at {line}column {error.colno}.") from error
     except RecursionError as error:
         raise SpecError(f"{where} is not JSON that can be read: it is nested too deeply.") from error
+    except ValueError as error:
+        raise SpecError(f"{where} is not JSON that can be read: {error}.") from error
+
+
+def _text_in(data: Any) -> Any:
+    """The data, where all text in it is text; `ValueError` where half a surrogate pair stands alone."""
+    json.dumps(data, ensure_ascii=False).encode()
+    return data
+
+
+def repeated(values: Iterable[Any]) -> list[Any]:
+    """The values that are there more than once."""
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 def one_of(what: str, names: Iterable[str]) -> Callable[[str], str]:
@@ -109,7 +150,9 @@ def explain(error: ValidationError, keys_at: Callable[[tuple[Any, ...]], Iterabl
     keys_at
         The keys that the mapping at a location may have.
     """
-    return " ".join(_sentence(dict(item), keys_at) for item in error.errors())
+    errors = error.errors()
+    more = [f"And {len(errors) - _MAX_SENTENCES} more."] if len(errors) > _MAX_SENTENCES else []
+    return " ".join([*(_sentence(dict(item), keys_at) for item in errors[:_MAX_SENTENCES]), *more])
 
 
 def _sentence(error: Mapping[str, Any], keys_at: Callable[[tuple[Any, ...]], Iterable[str]]) -> str:
@@ -117,18 +160,20 @@ def _sentence(error: Mapping[str, Any], keys_at: Callable[[tuple[Any, ...]], Ite
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         known = list(keys_at(location[:-1]))
-        return f"Unknown key {where!r}.{nearest(location[-1], known)} Known here: {', '.join(known)}."
+        return f"Unknown key {shown(where)}.{nearest(location[-1], known)} Known here: {', '.join(known)}."
     if kind in ("missing", "missing_argument"):
         return f"{where} is missing."
     if kind in ("model_type", "dataclass_type"):
-        return f"{where} must be a mapping with the keys {', '.join(keys_at(location))}, not {value!r}."
+        return f"{where} must be a mapping with the keys {', '.join(keys_at(location))}, not {shown(value)}."
     if kind == "literal_error":
         allowed = error["ctx"]["expected"]
         match = nearest(value, allowed.replace("'", "").replace(" or ", ", ").split(", "))
-        return f"{where}: {value!r} is not allowed.{match} Allowed: {allowed}."
+        return f"{where}: {shown(value)} is not allowed.{match} Allowed: {allowed}."
     if kind == "value_error":
         message = error["msg"].removeprefix("Value error, ")
         return f"{where}: {message}" if where else message
+    if kind == "json_invalid":
+        return f"{error['msg']}."
     if kind in _KINDS:
-        return f"{where} {_KINDS[kind]}, not {value!r}."
-    return f"{where}: {error['msg']}, not {value!r}."
+        return f"{where} {_KINDS[kind]}, not {shown(value)}."
+    return f"{where}: {error['msg']}, not {shown(value)}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -17,6 +17,8 @@ from vlm_patching.errors import SpecError
 from vlm_patching.graph.structure import FILE, NOISE_KINDS, SWEPT, check_structure, main_edits
 from vlm_patching.validation import explain, parse_json
 
+VERSION: Literal[1] = 1
+"""Of a graph's JSON. It is in every graph's JSON, and no other is read."""
 _STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 Selector = str | int
@@ -148,10 +150,13 @@ class InterventionGraph:
         Of integrated gradients.
     verify
         How many of each example's estimated cells, the strongest, are run exactly as well.
+    version
+        Of the JSON.
     """
 
     __pydantic_config__ = _STRICT
 
+    version: Literal[1] = field(default=VERSION, kw_only=True)
     name: str
     runs: tuple[Run, ...]
     dimensions: tuple[Dimension, ...]
@@ -204,8 +209,11 @@ class InterventionGraph:
 
     @classmethod
     def from_json(cls, text: str) -> InterventionGraph:
-        """The inverse of `to_json`; `SpecError` where the text is not such a graph."""
-        parse_json(text, "The graph")
+        """The inverse of `to_json`; `SpecError` where the text is not such a graph, or one of another version."""
+        data = parse_json(text, "The graph")
+        version = data.get("version") if isinstance(data, dict) else VERSION
+        if type(version) is not int or version != VERSION:
+            raise SpecError(f"graph: version is {version!r}; version {VERSION} is the one that is read here.")
         try:
             return _ADAPTER.validate_json(text)
         except ValidationError as error:

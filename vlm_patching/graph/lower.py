@@ -318,7 +318,7 @@ def _numbers(what: str, wanted: str | tuple[int, ...], stacks: Sequence[Stack]) 
         return tuple(range(most))
     if isinstance(wanted, str):
         start, stop = map(int, wanted.split(":"))
-        wanted = tuple(range(start, stop))
+        wanted = tuple(range(start, min(stop, start + least + 1)))  # one too many is enough to be refused
     for number in wanted:
         if not 0 <= number < least:
             name = min(available, key=lambda stack: available[stack])

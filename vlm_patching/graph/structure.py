@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vlm_patching.errors import SpecError, unknown
 from vlm_patching.metrics import METRICS
 from vlm_patching.pairs import INPUTS
+from vlm_patching.validation import repeated
 
 if TYPE_CHECKING:
     from vlm_patching.graph.ir import Edit, InterventionGraph, Place, Run
@@ -39,6 +40,8 @@ METHODS = {
     "lens": Method(("clean", "lens"), ()),
     "attention": Method(("clean", "attention"), ()),
 }
+MAX_EDITS = 500
+"""Of one run, and reads."""
 SWEPT = ("placebo", "sender", "patched", "blocked", "ablated", "steered", "lens", "attention")
 """Names of runs that are made for every cell."""
 
@@ -57,6 +60,11 @@ def check_structure(graph: InterventionGraph) -> None:
         Naming the run and what is wrong with it.
     """
     _check_names(graph)
+    for run in graph.runs:
+        if max(len(run.edits), len(run.reads)) > MAX_EDITS:
+            raise SpecError(
+                f"Run {run.name!r} has {len(run.edits)} edits and {len(run.reads)} reads; at most {MAX_EDITS} each."
+            )
     _check_dimensions(graph)
     for run in graph.runs:
         if run.name in SWEPT:
@@ -136,9 +144,9 @@ def _check_edges(label: object) -> None:
 
 
 def _check_unique(what: str, values: Sequence[object]) -> None:
-    repeated = [value for i, value in enumerate(values) if value in values[:i]]
-    if repeated:
-        raise SpecError(f"{what} names {repeated[0]!r} twice.")
+    twice = repeated(values)
+    if twice:
+        raise SpecError(f"{what} names {twice[0]!r} twice.")
 
 
 def _check_base(graph: InterventionGraph, run: Run) -> None:

@@ -1,0 +1,181 @@
+"""Saving a bundle: its parts are laid out in a folder, packed, and opened once before the file has its name."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import xarray as xr
+
+from vlm_patching.bundle.archive import INPUTS, pack
+from vlm_patching.bundle.arrays import write_results
+from vlm_patching.bundle.contents import ENVIRONMENT, EXPERIMENT, FIGURES, GRAPH, opened
+from vlm_patching.bundle.inputs import VECTORS, write_pairs
+from vlm_patching.bundle.records import Environment
+from vlm_patching.errors import RunError, SpecError
+from vlm_patching.experiment import Experiment
+from vlm_patching.graph import InterventionGraph, vector_file
+from vlm_patching.metrics import METRICS
+from vlm_patching.pairs import Pair, pairs_digest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save(
+    experiment: Experiment | InterventionGraph,
+    ds: xr.Dataset,
+    path: str | Path,
+    inputs: Sequence[Pair] | None = None,
+    figures: Mapping[str, Figure] | None = None,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Put an experiment, its pairs and its results into one file.
+
+    Parameters
+    ----------
+    experiment
+        The experiment, or the graph written by hand, that was run.
+    ds
+        What `vlm_patching.run` gave.
+    path
+        The bundle; `NAME.vlmp.zip` by custom.
+    inputs
+        The pairs that were given to `run`; the experiment's own where none were.
+    figures
+        File name without ending → figure; `vlm_patching.plot.draw` draws them where not given. An empty mapping leaves
+        them out.
+    overwrite
+        Whether a file of this name may be replaced.
+
+    Returns
+    -------
+    Path
+        The bundle. The same results give the same digest (`verify(path).digest`).
+
+    Raises
+    ------
+    SpecError
+        The results are not finished, not of this experiment, or not of these pairs.
+    RunError
+        The file could not be written.
+
+    Examples
+    --------
+    >>> save(experiment, ds, "heads.vlmp.zip")  # doctest: +SKIP
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise SpecError(f"{path} exists already; name another file, or overwrite it (overwrite=True, --force).")
+    graph = _graph_of(experiment, ds)
+    pairs = _pairs_of(experiment, ds, inputs)
+    vectors = _vectors_of(graph, ds)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with tempfile.TemporaryDirectory(prefix="vlmp-") as made:
+            folder = Path(made)
+            if isinstance(experiment, Experiment):
+                (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
+            (folder / GRAPH).write_text(graph.to_json() + "\n", encoding="utf-8")
+            (folder / ENVIRONMENT).write_text(Environment.of(ds.attrs).to_json(), encoding="utf-8")
+            write_pairs(pairs, folder)
+            if vectors is not None:
+                (folder / INPUTS / VECTORS).write_bytes(vectors)
+            write_results(ds, folder)
+            _write_figures(ds, figures, folder / FIGURES)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pack(folder, part, graph.name, ds.attrs["created_at"])
+        with opened(part):
+            part.replace(path)
+    except OSError as error:
+        raise RunError(f"The bundle {path} could not be written: {error}.") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _graph_of(experiment: Experiment | InterventionGraph, ds: xr.Dataset) -> InterventionGraph:
+    """The graph that was run, where the results are of this experiment and whole."""
+    attributes = ds.attrs
+    if not isinstance(experiment, Experiment | InterventionGraph):
+        raise SpecError(f"save takes the Experiment or the graph that was run, not {type(experiment).__name__}.")
+    if "experiment_id" not in attributes or "graph" not in attributes:
+        raise SpecError("The dataset is not one that a run gave: it has no experiment_id and graph in its attributes.")
+    if attributes["experiment_id"] != experiment.id:
+        raise SpecError(
+            f"The results are of another experiment: theirs has id {attributes['experiment_id']} "
+            f"({attributes.get('name')!r}), this one {experiment.id} ({experiment.name!r})."
+        )
+    if "examples_kept" not in attributes:
+        raise SpecError("The results are not finished; run the experiment on the same store to the end first.")
+    if isinstance(experiment, InterventionGraph) and "experiment" in attributes:
+        raise SpecError("The results are of an experiment, not of a graph written by hand; give the experiment.")
+    return InterventionGraph.from_json(attributes["graph"])
+
+
+def _pairs_of(experiment: Experiment | InterventionGraph, ds: xr.Dataset, inputs: Sequence[Pair] | None) -> list[Pair]:
+    """The pairs as they were run, corrupted as the experiment says."""
+    from vlm_patching.models import describe_model
+    from vlm_patching.pipeline import check_inputs, pairs_of
+    from vlm_patching.preparation import corrupted_pairs
+
+    check_inputs(inputs)
+    if isinstance(experiment, Experiment):
+        pairs = list(inputs) if inputs is not None else pairs_of(experiment)
+        if experiment.corruption is not None:
+            description = describe_model(ds.attrs["model"], ds.attrs["model_revision"] or None)
+            pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
+    elif inputs is None:
+        raise SpecError("A graph written by hand does not say its pairs: give save(..., inputs=pairs).")
+    else:
+        pairs = list(inputs)
+    digest = pairs_digest(pairs)
+    if digest != ds.attrs["pairs_sha256"]:
+        given = "the given pairs" if inputs is not None else "the experiment's own pairs, as they are now"
+        raise SpecError(
+            f"The results are of other pairs (sha256 {ds.attrs['pairs_sha256'][:12]}) than {given} ({digest[:12]}). "
+            "Give those that were run: inputs=pairs."
+        )
+    return pairs
+
+
+def _vectors_of(graph: InterventionGraph, ds: xr.Dataset) -> bytes | None:
+    """The file of vectors that steered, where it is still what it was."""
+    name = vector_file(graph)
+    if name is None:
+        return None
+    if not Path(name).is_file():
+        raise SpecError(f"The file of vectors {name} does not exist any more.")
+    content = Path(name).read_bytes()
+    if hashlib.sha256(content).hexdigest() != ds.attrs["vector_sha256"]:
+        raise SpecError(f"The file of vectors {name} is not the one that was run with (its sha256 is another).")
+    return content
+
+
+def _write_figures(ds: xr.Dataset, given: Mapping[str, Figure] | None, folder: Path) -> None:
+    """The given figures, or the dataset's own: none of what `plot.draw` refuses, as results without a kept pair."""
+    import matplotlib.pyplot as plt
+
+    figures = _drawn(ds) if given is None else given
+    if figures:
+        folder.mkdir()
+    for name, figure in figures.items():
+        safe = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in name)[:80]
+        figure.savefig(folder / f"{safe}.png", dpi=150, metadata={"Software": None})
+        if given is None:
+            plt.close(figure)
+
+
+def _drawn(ds: xr.Dataset) -> dict[str, Figure]:
+    from vlm_patching.plots import draw
+
+    metric = next((name for name in METRICS if name in ds), "probability")
+    try:
+        drawn = draw(ds, metric)
+    except SpecError:
+        return {}
+    return {name or ds.attrs["method"]: figure for name, figure in drawn.items()}
