@@ -28,6 +28,9 @@ from vlm_patching.results.checks import check_example
 from vlm_patching.results.dataset import example_values, reason, unaffected
 from vlm_patching.results.store import MemoryStore, ZarrStore
 
+WHOLE = ("lens", "attention")
+"""Methods whose cells are read in the same passes: fewer of them would take as much."""
+
 
 @dataclass
 class Parts:
@@ -43,6 +46,10 @@ class Parts:
         finished = torch.ones(len(piece.cells), dtype=torch.bool).index_fill(0, unfinished, False)
         self.found.setdefault(piece.example, []).append((piece.cells[finished], outcome))
         return piece.cells[unfinished]
+
+    def has_all(self, example: int, count: int) -> bool:
+        """Whether so many cells of an example are among the results."""
+        return sum(len(numbers) for numbers, _ in self.found[example]) == count
 
     def whole(self, example: int, swept: str) -> dict[str, Any]:
         """An example's results, cells in order; `swept` begins the names of what is one number a cell."""
@@ -106,20 +113,22 @@ def sweep(
         say("")
         for piece, outcome in backend.stream(queue, say):
             i = piece.example
+            if i in failed:  # in another part of its cells
+                continue
             job = Job(graph, architecture, prepared.encode(i), shared)
             left = parts.take(piece, outcome)
-            if isinstance(outcome, Failure) and not outcome.size:
-                failed[i] = outcome.why
-                continue
-            if len(left):
-                smaller = job.halved(piece.settings)
-                if smaller == piece.settings:
-                    why = outcome.why if isinstance(outcome, Failure) else "the device ran out of it"
-                    failed[i] = f"Memory does not suffice, even with passes of one cell: {why}"
+            if len(left) or isinstance(outcome, Failure):
+                piece = replace(piece, cells=left)
+                smaller = _smaller(job, piece, outcome)
+                if smaller:
+                    rest = [part for other in queue for part in _spared(other, piece, smaller[0].settings, outcome)]
                 else:
-                    for n, other in enumerate(queue):
-                        queue[n] = replace(other, settings=smaller) if other.settings == piece.settings else other
-                    queue.appendleft(replace(piece, cells=left, settings=smaller))
+                    failed[i] = _why(outcome)
+                    rest = [other for other in queue if other.example != i]
+                queue.clear()
+                queue.extend([*smaller, *rest])
+                continue
+            if not parts.has_all(i, len(cells[i])):
                 continue
             found = parts.whole(i, f"{graph.swept.name}.")
             if unchecked and found["kept"]:
@@ -138,6 +147,46 @@ def sweep(
     kept = int((loaded["kept"] == "kept").sum())
     counts = {"examples": len(prepared.pairs), "examples_kept": kept, "examples_unaffected": unaffected(loaded)}
     results.annotate(counts)
+
+
+def _smaller(job: Job, piece: Piece, outcome: Outcome) -> list[Piece]:
+    """What is run in the place of what was too much: smaller passes, fewer cells; nothing where neither helps."""
+    settings = piece.settings
+    if not isinstance(outcome, Failure) or outcome.size:
+        settings = job.halved(settings)
+    elif not outcome.time:
+        return []
+    apart = (
+        isinstance(outcome, Failure)
+        and job.graph.estimate == "exact"
+        and job.graph.method not in WHOLE
+        and len(piece.cells) > 1
+    )
+    if settings == piece.settings and not apart:
+        return []
+    smaller = replace(piece, settings=settings)
+    return _halves(smaller) if apart else [smaller]
+
+
+def _spared(other: Piece, piece: Piece, settings: Settings, outcome: Outcome) -> list[Piece]:
+    """A piece that waits, if it is as another one that was too much, in the sizes which that one now has."""
+    if other.settings == piece.settings:
+        other = replace(other, settings=settings)
+    slow = isinstance(outcome, Failure) and outcome.time and len(other.cells) >= len(piece.cells) > 1
+    return _halves(other) if slow else [other]
+
+
+def _halves(piece: Piece) -> list[Piece]:
+    return [replace(piece, cells=cells) for cells in piece.cells.tensor_split(2)]
+
+
+def _why(outcome: Outcome) -> str:
+    """Why an example cannot be run."""
+    if not isinstance(outcome, Failure):
+        return "Memory does not suffice, even with passes of one cell: the device ran out of it"
+    if outcome.size:
+        return f"Memory does not suffice, even with passes of one cell: {outcome.why}"
+    return f"Time does not suffice, even for a part of the cells: {outcome.why}" if outcome.time else outcome.why
 
 
 def _failures(prepared: Prepared, failed: dict[int, str], tried: int) -> str:

@@ -49,11 +49,14 @@ class Failure:
     why
         A sentence.
     size
-        Whether smaller passes may help.
+        Whether it is memory that did not suffice: smaller passes may help, or fewer cells at a time.
+    time
+        Whether it is time that did not suffice: fewer cells at a time may help.
     """
 
     why: str
     size: bool = False
+    time: bool = False
 
 
 Outcome = dict[str, Any] | Failure

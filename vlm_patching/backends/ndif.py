@@ -7,30 +7,40 @@ for in turn; what fails in a way that may pass is sent again, what is too much a
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import pickle
 import random
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import nnsight
 import torch
-import zstandard
 from nnsight import save
 from nnsight.schema.request import RequestModel
 from nnsight.tracing.backend import Backend as NnsightBackend
 
 from vlm_patching.backends.base import Failure, Outcome, Piece, shipped
 from vlm_patching.backends.deployed import client_envoy, find_deployment, refuse_untrusted, refuse_versions
+from vlm_patching.backends.flights import (
+    Chunk,
+    Failed,
+    Flight,
+    Interrupted,
+    Lost,
+    Stalled,
+    last_line,
+    results_of,
+    too_much,
+    too_slow,
+)
 from vlm_patching.backends.jobs import SHIPPED, Job, Ledger, work_of, work_of_all
 from vlm_patching.backends.kernels import run_programs, summarize
 from vlm_patching.backends.plan import Settings
-from vlm_patching.backends.wire import Gone, Refused, Remote, Server
-from vlm_patching.errors import RunError
+from vlm_patching.backends.wire import Refused, Remote, Server
+from vlm_patching.errors import RunError, SpecError
 from vlm_patching.graph import InterventionGraph
 from vlm_patching.models import ModelDescription
 from vlm_patching.results.store import MemoryStore, ZarrStore
@@ -38,56 +48,13 @@ from vlm_patching.results.store import MemoryStore, ZarrStore
 CHUNK_BYTES = 16 * 2**20
 CHUNK_SECONDS = 10.0
 """A chunk takes about as long on the server, once it is known how long a cell takes."""
-TRIES = 4
+PAUSES = (2.0, 10.0, 30.0)
+"""Seconds before what was lost is sent again, the second, third and fourth time; then it is given up."""
 TOO_LARGE = 413
-BROKEN = (zstandard.ZstdError, pickle.UnpicklingError, EOFError, RuntimeError, KeyError)
-"""What reading a result raises that did not arrive as it was sent."""
-UNKNOWN_SECONDS = 60.0
-"""A job that the server has no word on for so long is lost."""
-TOO_MUCH = ("OutOfMemoryError", "out of memory", "execution timeout", "CUDA error: out")
-PASSING = (
-    "cancelled or preempted",
-    "ActorDied",
-    "ActorUnavailable",
-    "RayActorError",
-    "try again",
-    "evicted",
-    "restart",
-)
-UNDER_WAY = ("RECEIVED", "QUEUED", "PROVISIONING", "DEPLOYING", "DISPATCHED", "RUNNING", "LOG")
 
 
-@dataclass
-class Flight:
-    """A job that is under way, and what it was made of.
-
-    Attributes
-    ----------
-    since
-        When it was sent, or found again, by this process's clock.
-    status, word
-        The server's last ones on it.
-    tries
-        How often it was sent.
-    refused
-        Why the server did not take it, where it did not.
-    """
-
-    job: Job
-    pieces: list[Piece]
-    since: float = field(default_factory=time.monotonic)
-    status: str = "RECEIVED"
-    word: str = ""
-    tries: int = 1
-    refused: str = ""
-
-
-class Lost(Exception):
-    """A job of which nothing will come."""
-
-
-class Failed(Exception):
-    """A job that ended in an error."""
+class TooMuch(RunError):
+    """What was to be done at once is more than the server takes."""
 
 
 class NdifBackend:
@@ -120,13 +87,17 @@ class NdifBackend:
     ) -> None:
         self.description, self.dtype, self.remote = description, dtype, remote
         self._graph, self._ledger, self._server = graph, Ledger(results), Server(remote)
-        self._server.check()
-        self._versions = refuse_versions(self._server)
-        refuse_untrusted(graph, description.architecture, self._server)
-        deployment = find_deployment(self._server, description)
-        self._key, self._envoy = deployment.key, client_envoy(description, deployment)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._server.close)
+            self._server.check()
+            self._versions = refuse_versions(self._server)
+            refuse_untrusted(graph, description.architecture, self._server)
+            deployment = find_deployment(self._server, description)
+            self._key, self._envoy = deployment.key, client_envoy(description, deployment)
+            stack.pop_all()
         self._seconds_per_cell: float | None = None
-        self._bytes_per_piece = 0.0
+        self._bytes_per_piece, self._most_bytes, self._most_cells = 0.0, float(CHUNK_BYTES), float("inf")
+        self._ended, self._heard = 0.0, 0.0  # when the latest job that is done was sent; when a result last came
         for module in SHIPPED:
             nnsight.register(module)
 
@@ -145,155 +116,189 @@ class NdifBackend:
 
     @contextlib.contextmanager
     def running(self, threads: int | None) -> Iterator[None]:
-        yield
+        with contextlib.closing(self._server):
+            yield
 
     def execute(self, programs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._now("execute", programs)
         return found
 
     def summaries(self, programs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = self._now("summarize", programs)
+        try:
+            found: dict[str, torch.Tensor] = self._now("summarize", programs)
+        except TooMuch:
+            if len(programs) == 1:
+                raise
+            half = len(programs) // 2
+            found, others = self.summaries(programs[:half]), self.summaries(programs[half:])
+            for name, total in others.items():
+                found[name] = found[name] + total if name in found else total
         return found
 
     def stream(self, queue: deque[Piece], say: Callable[[str], None]) -> Iterator[tuple[Piece, Outcome]]:
-        flights = self._found_again(queue)
-        pause = 0.05
-        while queue or flights:
-            while queue and len(flights) < self.remote.jobs:
-                flights.append(self._sent(self._chunk(queue)))
+        flights, chunks, pause = self._found_again(queue), list[Chunk](), 0.05
+        while queue or chunks or flights:
+            outcomes: list[tuple[Piece, Outcome]] = []
             before = [(flight.job.id, flight.status) for flight in flights]
+            while len(flights) < self.remote.jobs and (chunk := self._next(queue, chunks)):
+                try:
+                    flights.append(self._sent(chunk))
+                except Refused as error:
+                    outcomes += self._parted(chunk, Failure(self._refusal(error)), chunks)
+            yield from outcomes
             for flight in list(flights):
                 flights.remove(flight)
-                going, outcomes = self._asked(flight)
+                going, outcomes = self._asked(flight, chunks)
                 flights += going
                 yield from outcomes
-                if outcomes:
-                    self._ledger.drop(flight.job)
+                if not going:
+                    self._drop(flight)
             say(_summary(flights))
             changed = before != [(flight.job.id, flight.status) for flight in flights]
             pause = 0.05 if changed else min(1.5 * pause, 5.0)
-            if flights:
+            if flights or chunks:
                 time.sleep(pause * random.uniform(0.5, 1.5))
 
     def _found_again(self, queue: deque[Piece]) -> list[Flight]:
         """Jobs that an earlier process sent for pieces of the queue, which leave it; others are forgotten."""
-        flights = []
+        flights: list[Flight] = []
         for job in self._ledger.jobs():
             pieces = [piece for piece in queue if piece.example in job.examples]
             if pieces and (work_of(self._graph.id, pieces), self._server.address) == (job.work, job.host):
-                flights.append(Flight(job, pieces))
+                flights.append(_again(job, pieces))
                 for piece in pieces:
                     queue.remove(piece)
             elif job.examples:
                 self._ledger.drop(job)
         return flights
 
-    def _chunk(self, queue: deque[Piece]) -> list[Piece]:
-        """Pieces for one job: as many as its payload and the server's time allow, one while nothing is known of it."""
+    def _next(self, queue: deque[Piece], chunks: list[Chunk]) -> Chunk | None:
+        """What is sent next: what was lost, once its time has come, or pieces of the queue.
+
+        Of these as many as the job's payload and the server's time allow, one while nothing is known of it.
+        """
+        for chunk in chunks:
+            if chunk.after <= time.monotonic():
+                chunks.remove(chunk)
+                return chunk
+        if not queue:
+            return None
         most = 1.0 if self._seconds_per_cell is None else CHUNK_SECONDS / max(self._seconds_per_cell, 1e-9)
         pieces, cells = [queue.popleft()], 0
         while queue:
             cells += len(pieces[-1].cells)
-            if cells + len(queue[0].cells) > most or (len(pieces) + 1) * self._bytes_per_piece > CHUNK_BYTES:
+            too_many = cells + len(queue[0].cells) > min(most, self._most_cells)
+            if too_many or (len(pieces) + 1) * self._bytes_per_piece > self._most_bytes:
                 break
             pieces.append(queue.popleft())
-        return pieces
+        return Chunk(pieces)
 
-    def _sent(self, pieces: list[Piece], tries: int = 1) -> Flight:
-        work, examples = work_of(self._graph.id, pieces), [piece.example for piece in pieces]
-        blob = self._blob("execute", [piece.program() for piece in pieces])
-        self._bytes_per_piece = max(self._bytes_per_piece, len(blob) / len(pieces))
+    def _sent(self, chunk: Chunk) -> Flight:
+        work, examples = work_of(self._graph.id, chunk.pieces), [piece.example for piece in chunk.pieces]
+        blob = self._blob("execute", [piece.program() for piece in chunk.pieces])
+        self._bytes_per_piece = max(self._bytes_per_piece, len(blob) / len(chunk.pieces))
         try:
-            return Flight(self._submitted(blob, work, examples), pieces, tries=tries)
+            return Flight([self._submitted(blob, work, examples)], chunk)
         except Refused as error:
             if error.code != TOO_LARGE:
-                raise RunError(f"{self._server.address} did not take a job: {error}") from error
-            nowhere = Job("", work, self._server.address, self._key, examples)
-            return Flight(nowhere, pieces, refused=f"a job of {len(blob) / 2**20:.1f} MiB is too large for the server")
+                raise RunError(self._refusal(error)) from error
+            self._most_bytes = min(self._most_bytes, len(blob) / 2)
+            raise
 
     def _submitted(self, blob: bytes, work: str, examples: list[int]) -> Job:
-        job = Job(self._server.submit(self._key, blob), work, self._server.address, self._key, examples)
+        """A job, noted before it is sent: what arrives is found again, even where nobody hears of it."""
+        job = Job(uuid.uuid4().hex, work, self._server.address, self._key, examples)
         self._ledger.add(job)
+        try:
+            name = self._server.submit(self._key, blob, job.id)
+        except (Refused, SpecError):
+            self._ledger.drop(job)
+            raise
+        if name != job.id:
+            self._ledger.drop(job)
+            job.id = name
+            self._ledger.add(job)
         return job
 
-    def _asked(self, flight: Flight) -> tuple[list[Flight], list[tuple[Piece, Outcome]]]:
-        """What goes on in a job's place, and what came of it."""
-        pieces = flight.pieces
+    def _refusal(self, error: Refused) -> str:
+        if error.code == TOO_LARGE:
+            return f"its job is larger than {self._server.address} takes: {error}"
+        return f"{self._server.address} did not take a job: {error}"
+
+    def _drop(self, flight: Flight) -> None:
+        for job in flight.jobs:
+            self._ledger.drop(job)
+
+    def _asked(self, flight: Flight, chunks: list[Chunk]) -> tuple[list[Flight], list[tuple[Piece, Outcome]]]:
+        """What goes on of a flight, and what came of it; what is to be sent again goes to `chunks`."""
+        chunk = flight.chunk
         try:
-            results = self._result(flight)
-            if results is None:
-                return [flight], []
-            return [], list(zip(pieces, results, strict=True))
+            results = results_of(flight, self._server, self._ended)
+        except Stalled:
+            flight.jobs += self._sent(chunk).jobs
+            return [flight], []
         except Lost as error:
-            self._ledger.drop(flight.job)
-            if flight.tries < TRIES:
-                return [self._sent(pieces, flight.tries + 1)], []
-            why = f"its job was sent {TRIES} times to {self._server.address}, and lost: {error}"
-            return [], [(piece, Failure(why)) for piece in pieces]
+            if chunk.tries <= len(PAUSES):
+                after = time.monotonic() + PAUSES[chunk.tries - 1]
+                chunks.append(replace(chunk, tries=chunk.tries + 1, after=after))
+                return [], []
+            why = f"its job was sent {chunk.tries} times to {self._server.address}, and lost: {error}"
+            if not isinstance(error, Interrupted) and self._heard < chunk.first:
+                self._drop(flight)
+                raise RunError(_given_up(self._server.address, chunk.tries, error)) from error
+            return [], self._parted(chunk, Failure(why), chunks)
         except Failed as error:
-            why = self._server.scrubbed(str(error))
-            if len(pieces) > 1:  # what is too much is halved, and of what fails the others go on
-                self._ledger.drop(flight.job)
-                half = len(pieces) // 2
-                return [self._sent(pieces[:half]), self._sent(pieces[half:])], []
-            return [], [(pieces[0], Failure(_last_line(why), size=any(text in why for text in TOO_MUCH)))]
+            why = str(error)
+            failure = Failure(last_line(why), size=too_much(why), time=too_slow(why))
+            if failure.size or failure.time:
+                self._most_cells = min(self._most_cells, _cells(chunk) / 2)
+            return [], self._parted(chunk, failure, chunks)
+        if results is None:
+            return [flight], []
+        self._heard, self._ended = time.monotonic(), max(self._ended, flight.job.sent)
+        if flight.seconds is not None and _cells(chunk):
+            self._seconds_per_cell = max(flight.seconds / _cells(chunk), 0.5 * (self._seconds_per_cell or 0.0))
+        return [], list(zip(chunk.pieces, results, strict=True))
 
-    def _result(self, flight: Flight) -> Any:
-        """A job's results, None while it is under way."""
-        if flight.refused:
-            raise Failed(flight.refused)
-        found = self._server.state(flight.job.id)
-        waited = time.monotonic() - flight.since
-        if found is None:
-            if waited > UNKNOWN_SECONDS:
-                raise Lost("the server knows nothing of it")
-            return None
-        flight.status, flight.word = str(found["status"]), str(found.get("description") or "")
-        if flight.status == "COMPLETED":
-            if not found.get("data"):
-                raise Lost("it ended without a result")
-            try:
-                results = _loaded(self._server.fetch(str(found["data"])))
-            except (Gone, *BROKEN) as error:
-                raise Lost(f"its result can no longer be fetched ({error})") from error
-            self._learn(flight, (found.get("meta") or {}).get("runtime"))
-            return results
-        if flight.status == "ERROR":
-            if any(text in flight.word for text in PASSING):
-                raise Lost(_last_line(flight.word))
-            raise Failed(flight.word)
-        if flight.status not in UNDER_WAY:
-            raise Failed(f"the server calls its status {flight.status!r}, which this client does not know")
-        if waited > self.remote.deadline:
-            raise Lost(f"no result within {self.remote.deadline:g} s; its last status was {flight.status}")
-        return None
-
-    def _learn(self, flight: Flight, seconds: Any) -> None:
-        cells = sum(len(piece.cells) for piece in flight.pieces)
-        if cells and isinstance(seconds, int | float):
-            self._seconds_per_cell = max(seconds / cells, 0.5 * (self._seconds_per_cell or 0.0))
+    def _parted(self, chunk: Chunk, failure: Failure, chunks: list[Chunk]) -> list[tuple[Piece, Outcome]]:
+        """What comes of pieces that failed together: nothing yet, but two halves of them; or one's failure."""
+        if len(chunk.pieces) == 1:
+            return [(chunk.pieces[0], failure)]
+        half = len(chunk.pieces) // 2
+        chunks += [Chunk(chunk.pieces[:half]), Chunk(chunk.pieces[half:])]
+        return []
 
     def _now(self, kind: str, programs: Sequence[dict[str, Any]]) -> Any:
-        """One job, waited for."""
-        work = work_of_all(self._graph.id, kind, shipped(programs, self.dtype))
-        known = self._ledger.find(work, self._server.address)
-        flight = Flight(known or self._submitted(self._blob(kind, programs), work, []), [])
-        pause = 0.05
-        while True:
+        """What one job gives, waited for."""
+        work, address = work_of_all(self._graph.id, kind, shipped(programs, self.dtype)), self._server.address
+        known, pause = self._ledger.find(work, address), 0.05
+
+        def send() -> Job:
             try:
-                results = self._result(flight)
+                return self._submitted(self._blob(kind, programs), work, [])
+            except Refused as error:
+                raise (TooMuch if error.code == TOO_LARGE else RunError)(self._refusal(error)) from error
+
+        flight = _again(known, []) if known else Flight([send()], Chunk([]))
+        while True:
+            results, tries = None, flight.chunk.tries
+            try:
+                results = results_of(flight, self._server, self._ended)
+            except Stalled:
+                flight.jobs.append(send())
             except Lost as error:
-                self._ledger.drop(flight.job)
-                if flight.tries >= TRIES:
-                    raise RunError(f"A job was lost {TRIES} times on {self._server.address}: {error}") from error
-                job = self._submitted(self._blob(kind, programs), work, [])
-                flight, results = Flight(job, [], tries=flight.tries + 1), None
+                self._drop(flight)
+                if tries > len(PAUSES):
+                    raise RunError(_given_up(address, tries, error)) from error
+                time.sleep(PAUSES[tries - 1])
+                flight = Flight([send()], Chunk([], tries + 1))
             except Failed as error:
-                self._ledger.drop(flight.job)
-                why = _last_line(self._server.scrubbed(str(error)))
-                raise RunError(f"A job failed on {self._server.address}: {why}") from error
+                self._drop(flight)
+                why = str(error)
+                kind_of = TooMuch if too_much(why) or too_slow(why) else RunError
+                raise kind_of(f"A job failed on {address}: {last_line(why)}") from error
             if results is not None:
-                self._ledger.drop(flight.job)
+                self._drop(flight)
                 return results
             time.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(1.5 * pause, 5.0)
@@ -319,12 +324,6 @@ class Held(NnsightBackend):
         self.blob = RequestModel.serialize(tracer, compress=True)
 
 
-def _loaded(content: bytes) -> Any:
-    """A result's tensors and numbers; anything else in it is refused."""
-    plain = zstandard.ZstdDecompressor().decompress(content)
-    return torch.load(io.BytesIO(plain), map_location="cpu", weights_only=True)["results"]
-
-
 def _summary(flights: Sequence[Flight]) -> str:
     """The states of all jobs, and what the server says of the first that waits."""
     states = [flight.status.lower() for flight in flights]
@@ -333,6 +332,17 @@ def _summary(flights: Sequence[Flight]) -> str:
     return "; ".join([*counts, *waiting[:1]])
 
 
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "the server gave no reason"
+def _again(job: Job, pieces: list[Piece]) -> Flight:
+    """A job that was sent earlier, perhaps by another process."""
+    return Flight([job], Chunk(pieces), heard=time.monotonic() - max(0.0, time.time() - job.sent))
+
+
+def _cells(chunk: Chunk) -> int:
+    return sum(len(piece.cells) for piece in chunk.pieces)
+
+
+def _given_up(address: str, tries: int, error: Lost) -> str:
+    return (
+        f"{address} does not get on: a job was sent {tries} times, and lost ({error}). What is done is in the store; "
+        "the same command goes on from there."
+    )

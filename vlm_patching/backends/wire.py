@@ -5,6 +5,7 @@ The API key goes into a header and nowhere else: not into a store, a log or an e
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -24,7 +25,7 @@ from vlm_patching.errors import RunError, SpecError
 PUBLIC = "https://api.ndif.us"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
-LONGEST_PAUSE = 15.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0
 TRANSIENT = (408, 425, 429, *range(500, 600))
 
 
@@ -56,9 +57,11 @@ class Remote:
         for name in ("jobs", "deadline", "patience"):
             if not getattr(self, name) > 0:
                 raise SpecError(f"{name} of a remote run must be more than 0, not {getattr(self, name)}.")
-        parts = urlsplit(self.address)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        parts = urlsplit(self.address) if _is_url(self.address) else None
+        if parts is None or parts.query or parts.fragment:
             raise SpecError(f"host: {self.address!r} is no address of a server; http(s)://NAME[:PORT] is expected.")
+        if parts.username or parts.password:
+            raise SpecError("host: the address has a name or a password in it, which stores would keep; leave it out.")
 
     @property
     def address(self) -> str:
@@ -117,13 +120,27 @@ class Refused(Exception):
 
 
 class Server:
-    """One NDIF server. What fails on the way is tried again, with growing pauses, for as long as patience lasts."""
+    """One NDIF server. What fails on the way is tried again, with growing pauses, for as long as patience lasts.
 
-    def __init__(self, remote: Remote) -> None:
+    Parameters
+    ----------
+    anonymous
+        Do not show it the API key.
+
+    Raises
+    ------
+    SpecError
+        The API key cannot be one.
+    """
+
+    def __init__(self, remote: Remote, anonymous: bool = False) -> None:
         self.remote = remote
         self.address = remote.address
-        self._key = CONFIG.API.APIKEY or ""
-        self._client = httpx.Client(timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS))
+        self._key = "" if anonymous else (CONFIG.API.APIKEY or "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise SpecError("NDIF_API_KEY holds what no API key has: line breaks, or letters that are not ASCII.")
+        read, connect = (min(seconds, remote.patience) for seconds in (READ_SECONDS, CONNECT_SECONDS))
+        self._client = httpx.Client(timeout=httpx.Timeout(read, connect=connect))
 
     @property
     def has_key(self) -> bool:
@@ -133,18 +150,25 @@ class Server:
     def is_loopback(self) -> bool:
         return urlsplit(self.address).hostname in LOOPBACK
 
+    def close(self) -> None:
+        """Close its connections."""
+        self._client.close()
+
     def check(self) -> None:
         """`RunError` where there is no server at the address, `SpecError` where it wants a key and there is none."""
         try:
             response = self._client.get(f"{self.address}/ping")
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise RunError(
                 f"No NDIF server answers at {self.address} ({_name(error)}). Is the address right (--host, or "
                 "NDIF_HOST in the environment)? `vlm-patching serve-ndif` starts one on this machine."
             ) from error
-        if response.status_code != 200:
+        if response.status_code in TRANSIENT:
+            response = self._ask(lambda: self._client.get(f"{self.address}/ping"))
+        if response.status_code != 200 or response.text.strip().strip('"') != "pong":
             raise RunError(
-                f"{self.address} answers, but not as an NDIF server does: status {response.status_code} to /ping."
+                f"{self.address} answers, but not as an NDIF server does: status {response.status_code}, and no "
+                '"pong", to /ping.'
             )
         if not self.has_key and not self.is_loopback:
             raise SpecError(
@@ -171,19 +195,25 @@ class Server:
         found = self._json("/whoami")
         return "trusted" in (found.get("tags") or ()) or (found.get("email") is None and self.is_loopback)
 
-    def submit(self, model_key: str, blob: bytes) -> str:
-        """Send a job that nobody waits for; its id.
+    def submit(self, model_key: str, blob: bytes, job: str) -> str:
+        """Send a job that nobody waits for, under an id of ours; the id by which the server knows it.
 
         Raises
         ------
         Refused
             The server does not take it.
         """
-        envelope: dict[str, Any] = {"model_key": model_key, "session_id": "", "compress": True, "env": {}}
+        envelope: dict[str, Any] = {"model_key": model_key, "session_id": "", "compress": True, "env": {}, "id": job}
         if self.remote.sandboxed:
             envelope["trusted"] = False
-        response = self._ask(
-            lambda: self._client.post(
+        tries = itertools.count()
+
+        def send() -> httpx.Response:
+            if next(tries):  # it may have arrived, and only the answer be lost
+                known = self._client.get(f"{self.address}/response/{job}", headers=self._headers)
+                if known.status_code == 200:
+                    return known
+            return self._client.post(
                 f"{self.address}/request",
                 data={"data": json.dumps(envelope)},
                 files={"blob": ("request", blob, "application/octet-stream")},
@@ -194,24 +224,24 @@ class Server:
                     **self._headers,
                 },
             )
-        )
-        if response.status_code in (401, 403):
-            raise SpecError(f"{self.address} does not accept the API key in NDIF_API_KEY: {self._detail(response)}")
+
+        response = self._accepted(self._ask(send))
         if response.status_code != 200:
             raise Refused(response.status_code, self._detail(response))
-        return str(response.json()["id"])
+        return str(self._object(response).get("id", job))
 
     def state(self, job: str) -> dict[str, Any] | None:
         """The latest word on a job: status, description, data, meta; None where there is none yet."""
         response = self._ask(lambda: self._client.get(f"{self.address}/response/{job}", headers=self._headers))
         if response.status_code == 404:
             return None
-        if response.status_code != 200:
-            raise Refused(response.status_code, self._detail(response))
-        return dict(response.json())
+        found = self._object(self._accepted(response))
+        return {**found, "description": self.scrubbed(str(found.get("description") or ""))}
 
     def fetch(self, link: str) -> bytes:
-        """A result, compressed as it came; `Gone` where the link has expired."""
+        """A result, compressed as it came; `Gone` where the link has expired, or is none."""
+        if not _is_url(link):
+            raise Gone("it is not at an address")
         response = self._ask(lambda: self._client.get(link, follow_redirects=True))
         if response.status_code != 200:
             raise Gone(f"status {response.status_code}")
@@ -222,14 +252,31 @@ class Server:
         return {"ndif-api-key": self._key} if self._key else {}
 
     def _json(self, path: str) -> Mapping[str, Any]:
-        response = self._ask(lambda: self._client.get(f"{self.address}{path}", headers=self._headers))
+        return self._object(
+            self._accepted(self._ask(lambda: self._client.get(self.address + path, headers=self._headers)))
+        )
+
+    def _accepted(self, response: httpx.Response) -> httpx.Response:
+        """A response, if the server takes our key."""
+        if response.status_code in (401, 403):
+            raise SpecError(f"{self.address} does not accept the API key in NDIF_API_KEY: {self._detail(response)}")
+        return response
+
+    def _object(self, response: httpx.Response) -> dict[str, Any]:
+        """What an NDIF server answers; `RunError` where it is something else."""
+        path = response.url.path
         if response.status_code != 200:
-            raise RunError(f"{self.address}{path}: status {response.status_code}, {self._detail(response)}")
-        found: Mapping[str, Any] = response.json()
+            raise RunError(f"{self.address}: status {response.status_code} to {path}, {self._detail(response)}")
+        try:
+            found = response.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise RunError(f"{self.address} does not answer {path} as an NDIF server does: {self._detail(response)}")
         return found
 
     def _ask(self, send: Callable[[], httpx.Response]) -> httpx.Response:
-        start, pause = time.monotonic(), 0.25
+        start, pause = time.monotonic(), FIRST_PAUSE
         while True:
             after = 0.0
             try:
@@ -238,7 +285,7 @@ class Server:
                     return response
                 why = f"status {response.status_code}, {self._detail(response)}"
                 after = _seconds(response.headers.get("retry-after", ""))
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 why = _name(error)
             left = self.remote.patience - (time.monotonic() - start)
             if left <= 0:
@@ -254,8 +301,8 @@ class Server:
             body = response.json()
         except ValueError:
             body = response.text
-        text = str(body.get("detail", body) if isinstance(body, dict) else body)[:500]
-        return self.scrubbed(text or response.reason_phrase)
+        text = self.scrubbed(str(body.get("detail", body) if isinstance(body, dict) else body))
+        return " ".join(text.split())[:500] or response.reason_phrase
 
     def scrubbed(self, text: str) -> str:
         """A text of the server's without the key, should it be in there."""
@@ -264,6 +311,14 @@ class Server:
 
 def _name(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and bool(httpx.URL(text))
+    except (ValueError, httpx.InvalidURL):
+        return False
 
 
 def _seconds(text: str) -> float:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlm_patching.commands.output import AsJson, show
+
+if TYPE_CHECKING:
+    from vlm_patching.backends.jobs import Job
 
 Host = Annotated[str | None, typer.Option(help="Address of the NDIF server; NDIF_HOST, or the public one.")]
 
@@ -25,42 +29,53 @@ def jobs(
     as_json: AsJson = False,
 ) -> None:
     """List the jobs that a store waits for, with their states."""
+    from vlm_patching.backends.flights import UNDER_WAY
     from vlm_patching.backends.jobs import Ledger
-    from vlm_patching.backends.ndif import UNDER_WAY
-    from vlm_patching.backends.wire import Remote, Server
     from vlm_patching.errors import SpecError
     from vlm_patching.results.store import StoreAttributes, load_results
 
-    load_results(store)
-    ledger = Ledger(StoreAttributes(store))
     if cancel and wait:
         raise SpecError("--wait and --cancel exclude each other.")
+    load_results(store)
+    ledger = Ledger(StoreAttributes(store))
     while True:
-        rows: list[dict[str, Any]] = []
-        for job in ledger.jobs():
-            state = Server(Remote(host=job.host, patience=10)).state(job.id) or {"status": "UNKNOWN"}
-            sent = datetime.datetime.fromtimestamp(job.sent, datetime.UTC).isoformat(timespec="seconds")
-            rows.append(
-                {
-                    "job": job.id,
-                    "status": state["status"],
-                    "examples": len(job.examples),
-                    "sent": sent,
-                    "host": job.host,
-                    "description": str(state.get("description") or "").strip().splitlines()[-1:],
-                }
-            )
-            if cancel:
-                ledger.drop(job)
+        noted = ledger.jobs()
+        rows = [_row(job, "FORGOTTEN", []) if cancel else _asked(job) for job in noted]
         if not wait or not any(row["status"] in UNDER_WAY for row in rows):
             break
         time.sleep(2)
+    if cancel:
+        for job in noted:
+            ledger.drop(job)
     if not rows and not as_json:
         print(f"{store} waits for no job.")
         return
     show(rows, as_json, ("job", "status", "examples", "sent", "host"))
     if cancel and not as_json:
         print(f"{len(rows)} jobs are forgotten; the same run command sends their work anew.")
+
+
+def _asked(job: Job) -> dict[str, Any]:
+    """A job and what its server says of it. A store is data of anybody's: only the user's own server sees the key."""
+    from vlm_patching.backends.wire import Remote, Server
+
+    with contextlib.closing(
+        Server(Remote(host=job.host, patience=10), anonymous=job.host != Remote().address)
+    ) as server:
+        state = server.state(job.id) or {"status": "UNKNOWN", "description": ""}
+    return _row(job, state["status"], state["description"].strip().splitlines()[-1:])
+
+
+def _row(job: Job, status: str, description: list[str]) -> dict[str, Any]:
+    sent = datetime.datetime.fromtimestamp(job.sent, datetime.UTC).isoformat(timespec="seconds")
+    return {
+        "job": job.id,
+        "status": status,
+        "examples": len(job.examples),
+        "sent": sent,
+        "host": job.host,
+        "description": description,
+    }
 
 
 def doctor(
@@ -98,16 +113,16 @@ def _ndif(host: str | None) -> dict[str, Any]:
     from vlm_patching.backends.deployed import version_table
     from vlm_patching.backends.wire import Remote, Server
 
-    server = Server(Remote(host=host, patience=30))
-    server.check()
-    models = [
-        {"model": one.repo, "revision": one.revision, "task": one.task or "-", "state": one.state}
-        for one in server.deployments()
-    ]
-    return {
-        "server": server.address,
-        "API key": "set" if server.has_key else "not set (a server on this machine needs none)",
-        "execution": "trusted" if server.is_trusted() else "sandboxed: no gradients, no switching of attention",
-        "versions": version_table(server),
-        "models": models,
-    }
+    with contextlib.closing(Server(Remote(host=host, patience=30))) as server:
+        server.check()
+        models = [
+            {"model": one.repo, "revision": one.revision, "task": one.task or "-", "state": one.state}
+            for one in server.deployments()
+        ]
+        return {
+            "server": server.address,
+            "API key": "set" if server.has_key else "not set (a server on this machine needs none)",
+            "execution": "trusted" if server.is_trusted() else "sandboxed: no gradients, no switching of attention",
+            "versions": version_table(server),
+            "models": models,
+        }
