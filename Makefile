@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 PYTHON ?=
+# processes that share the tests
+WORKERS ?= 2
 # the environment of the NDIF server that tests/remote starts
 NDIF := .ndif/server
 
@@ -22,7 +24,7 @@ demo: $(STAMP)  ## run experiments/demo.py
 	$(BIN)/python experiments/demo.py
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile
 
 test-ndif: $(STAMP)  ## run the tests that need a real NDIF server, on this machine
 	@command -v redis-server >/dev/null || { \
