@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import vlm_patching as vp
@@ -25,6 +26,7 @@ from tests.unreliable import (
     ran,
 )
 from vlm_patching.backends import flights, ndif
+from vlm_patching.backends.wire import Refused, Server
 from vlm_patching.errors import RunError, SpecError
 
 pytest_plugins = "tests.unreliable"
@@ -348,3 +350,15 @@ def test_what_is_of_all_examples_together_is_halved_or_sent_again(client: Client
     assert_equal(client.run(spec=spec), wanted, tolerance=2e-5)
     assert max(len(job["examples"]) for job in fake.record()["jobs"]) == (2 if fault["do"] == "413" else 3)
     assert client.noted() == 0
+
+
+@pytest.mark.parametrize(("size", "code"), [(2_000_000, 413), (1_000, 400)])
+def test_a_server_that_cannot_parse_what_is_over_a_megabyte_takes_smaller_jobs(size: int, code: int) -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(400, json={"detail": "There was an error parsing the body"})
+
+    server = Server(vp.Remote("http://127.0.0.1:1"))
+    server._client = httpx.Client(transport=httpx.MockTransport(answer))
+    with pytest.raises(Refused) as refused:
+        server.submit("key", bytes(size), "job")
+    assert refused.value.code == code and ("anyio 4.15" in str(refused.value)) == (code == 413)

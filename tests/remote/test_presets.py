@@ -80,6 +80,35 @@ def test_a_preset_gives_there_what_it_gives_here(server: Loopback, models: dict[
     assert_equal(found, wanted)
 
 
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"patch": {"sites": ["language.attn_head", "language.cross_attn_head"], "positions": ["last"]}},
+        {"knockout": {"edges": ["image -> last", "question -> last"]}},
+        {"attention": {"sites": ["language.cross_attn_pattern"], "positions": ["last"], "keys": "image"}},
+    ],
+)
+def test_a_captioner_runs_on_a_server_that_lacks_our_wrapper(
+    server: Loopback, captioner: str, section: dict[str, Any]
+) -> None:
+    corruption = {"corruption": {"kind": "semantic_image_pair"}} if "patch" in section else {}
+    pairs = {"dataset": "shapes", "n": 2, "keep": "all"}
+    spec = {"name": "captions", "model": {"name": captioner}, "pairs": pairs, **corruption, **section}
+    experiment = vp.Experiment.from_dict(spec)
+    found = vp.run(experiment, backend="ndif", host=server.host, progress=False)
+    assert found.attrs["model_key"].startswith("nnsight.modeling.transformers.TransformersModel:")
+    assert_equal(found, vp.run(experiment, progress=False))
+
+
+def test_a_bundle_is_replayed_on_a_server(server: Loopback, models: dict[str, Model], tmp_path: Path) -> None:
+    experiment = small("zhang2024_flow_llava")
+    ds = vp.run(experiment, model=models["shapes-llava"], progress=False)
+    path = vp.bundle.save(experiment, ds, tmp_path / "flow.vlmp.zip")
+    replayed = vp.bundle.replay(path, backend="ndif", host=server.host, progress=False)
+    assert replayed.ok and all(one.largest == 0 for one in replayed.comparisons)
+    assert replayed.environment["backend"] == ("local", "ndif")
+
+
 @pytest.mark.parametrize("name", ["zhang_nanda2023_str", "palit2023"])
 def test_trust_checks_are_made_there_too(server: Loopback, models: dict[str, Model], name: str) -> None:
     experiment = small(name)

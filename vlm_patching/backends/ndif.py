@@ -39,7 +39,7 @@ from vlm_patching.backends.flights import (
 from vlm_patching.backends.jobs import SHIPPED, Job, Ledger, work_of, work_of_all
 from vlm_patching.backends.kernels import run_programs, summarize
 from vlm_patching.backends.plan import Settings
-from vlm_patching.backends.wire import Refused, Remote, Server
+from vlm_patching.backends.wire import TOO_LARGE, Refused, Remote, Server
 from vlm_patching.errors import RunError, SpecError
 from vlm_patching.graph import InterventionGraph
 from vlm_patching.models import ModelDescription
@@ -50,7 +50,6 @@ CHUNK_SECONDS = 10.0
 """A chunk takes about as long on the server, once it is known how long a cell takes."""
 PAUSES = (2.0, 10.0, 30.0)
 """Seconds before what was lost is sent again, the second, third and fourth time; then it is given up."""
-TOO_LARGE = 413
 
 
 class TooMuch(RunError):

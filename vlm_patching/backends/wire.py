@@ -26,6 +26,7 @@ PUBLIC = "https://api.ndif.us"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CONNECT_SECONDS, READ_SECONDS = 10.0, 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 15.0
+TOO_LARGE = 413
 TRANSIENT = (408, 425, 429, *range(500, 600))
 
 
@@ -227,7 +228,10 @@ class Server:
 
         response = self._accepted(self._ask(send))
         if response.status_code != 200:
-            raise Refused(response.status_code, self._detail(response))
+            code, detail = response.status_code, self._detail(response)
+            if code == 400 and "parsing the body" in detail and len(blob) > 1_000_000:
+                code, detail = TOO_LARGE, f"{detail} (a server with anyio 4.15 or later takes 1 MB at most)"
+            raise Refused(code, detail)
         return str(self._object(response).get("id", job))
 
     def state(self, job: str) -> dict[str, Any] | None:
