@@ -139,8 +139,8 @@ def _rows(job: Job, run: Run, items: Sequence[Planned], settings: Settings) -> d
     operations = changed(items, run, spots, spots, needs) + reads(job, run)
     operations += held(job, run, needs, first, index, None)
     keeps: dict[str, Tap] = {}
-    blocked = {operation["path"] for operation in operations if operation["do"] == "block"}
-    skipped, passed = _passed(job, first, index, blocked, needs, keeps, settings)
+    changed_at = {operation["path"] for operation in operations if operation["do"] != "read"}
+    skipped, passed = _passed(job, first, index, changed_at, needs, keeps, settings)
     reuses = settings.reuse_image and not in_vision
     noise = job.noise(run, draws)
     if noise is not None and noise["site"] == "token_embeds" and passed:
@@ -163,14 +163,15 @@ def _passed(
     job: Job,
     first: tuple[int, int],
     index: torch.Tensor,
-    blocked: Set[str],
+    changed_at: Set[str],
     needs: Needs,
     keeps: dict[str, Tap],
     settings: Settings,
 ) -> tuple[list[dict[str, Any]], bool]:
     """What need not run again before the first change, row by base row; and whether the text encoder is among it.
 
-    Rows that cross-attend to the same keys and values do so as query positions of one row, but for what is `blocked`.
+    Rows that cross-attend to the same keys and values do so as query positions of one row. Modules that are
+    `changed_at`, or behind a layer that is, are run as they are.
     """
     architecture, base = job.architecture, job.graph.base
     operations: list[dict[str, Any]] = []
@@ -193,13 +194,18 @@ def _passed(
         start = layer if here == ordinal and stack.skips else 0
         for number in range(start):
             skip(stack.taps["resid_post"], number, start - 1)
+        inner = _self_attention(stack, layer) if here == ordinal and stack.skips else None
+        around = {stack.taps["resid_post"].path.format(layer=number) for number in (layer - 1, layer)}
+        if inner is not None and not changed_at & {inner.path, *around}:
+            keeps[f"{base}.{inner.path}"] = inner
+            operations.append({"do": "skip", "name": f"{base}.{inner.path}", "index": index, **at(inner)})
         crossed = stack.attentions.get("cross_attn_pattern")
         if crossed is None or not settings.cross_keys:
             continue
         if ordinal <= architecture.ordinal("image_embeds" if crossed.keys == "vision" else crossed.keys):
             continue  # what the keys and values are made of changes
         for number in range(start, stack.layers):
-            folds = crossed.folds and settings.fold and crossed.path.format(layer=number) not in blocked
+            folds = crossed.folds and settings.fold and crossed.path.format(layer=number) not in changed_at
             rows = _folded(index) if folds else None
             for path in stack.image_keys:
                 skip(Tap(path, "output"), number, number, index if rows is None else rows)
@@ -209,6 +215,16 @@ def _passed(
                 for do, end in ends:
                     operations.append({"do": do, **known, **at(Tap(crossed.path, end), number)})
     return operations, encoder_passed
+
+
+def _self_attention(stack: Stack, layer: int) -> Tap | None:
+    """The module that makes a layer's context vectors, and nothing after them; None where there is none."""
+    attention = stack.attentions.get("attn_pattern")
+    if attention is None or layer >= stack.layers:
+        return None
+    if stack.taps["attn_context"].path.startswith(f"{attention.path}."):
+        return None  # it goes on to the output projection
+    return Tap(attention.path.format(layer=layer), "output")
 
 
 def _folded(index: torch.Tensor) -> torch.Tensor | None:
