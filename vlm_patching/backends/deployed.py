@@ -63,15 +63,16 @@ def _is_model(one: Deployment, description: ModelDescription) -> bool:
 
 def client_envoy(description: ModelDescription, deployment: Deployment) -> HuggingFaceModel:
     """The model's tree without weights, as the server knows it."""
-    if deployment.loader == STOCK:
-        return TransformersModel(
-            description.source,
-            task=deployment.task or None,
-            revision=description.revision,
-            processor=description.processor,
-        )
     with warnings.catch_warnings():
+        # BLIP's layers have a submodule called "output"; the interpreter reaches it under nnsight's other name for it
         warnings.filterwarnings("ignore", message=".*has a submodule named 'output'.*")
+        if deployment.loader == STOCK:
+            return TransformersModel(
+                description.source,
+                task=deployment.task or None,
+                revision=description.revision,
+                processor=description.processor,
+            )
         return wrapper_class()(description.source, revision=description.revision)
 
 
