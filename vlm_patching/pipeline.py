@@ -132,12 +132,13 @@ def run(
     blank = template(graph, description.architecture, prepared.encoded)
     blank.attrs = planned_attributes(experiment, graph, description, pairs)
     results = ZarrStore(store, blank) if store is not None else MemoryStore(blank)
-    if all(results.done()) and "examples_kept" in results.attributes and backend != "local":
+    finished = all(results.done()) and "examples_kept" in results.attributes
+    if finished and backend != "local":
         return results.load()
     ready = _backend(backend, model, description, experiment, graph, results, remote)
     if store is not None:
         check_same_model(store, results.attributes, ready.attributes())
-    if all(results.done()) and "examples_kept" in results.attributes:
+    if finished:
         return results.load()
     results.annotate(ready.attributes())
     with ready.running(threads):

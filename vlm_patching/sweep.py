@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -97,9 +98,12 @@ def sweep(
     results.annotate({"plan": json.dumps(planned(graph, architecture, encoded, settings))})
     spent = float(attributes.get("wall_seconds", 0.0))
 
+    @lru_cache(maxsize=1)  # what has just been run is what is written next
+    def job_of(example: int) -> Job:
+        return Job(graph, architecture, prepared.encode(example), shared)
+
     def program(piece: Piece) -> dict[str, Any]:
-        job = Job(graph, architecture, prepared.encode(piece.example), shared)
-        return job.program([cells[piece.example][n] for n in piece.cells.tolist()], piece.settings)
+        return job_of(piece.example).program([cells[piece.example][n] for n in piece.cells.tolist()], piece.settings)
 
     queue = deque(Piece(i, torch.arange(len(cells[i])), settings, program) for i in todo)
     parts, failed, done = Parts(), dict[int, str](), 0
@@ -115,7 +119,7 @@ def sweep(
             i = piece.example
             if i in failed:  # in another part of its cells
                 continue
-            job = Job(graph, architecture, prepared.encode(i), shared)
+            job = job_of(i)
             left = parts.take(piece, outcome)
             if len(left) or isinstance(outcome, Failure):
                 piece = replace(piece, cells=left)
@@ -219,7 +223,7 @@ def planned(
     swept = sum(run.name in SWEPT for run in graph.runs)
     bases = len(graph.runs) - swept
     passes = sum(bases + swept * math.ceil(count / size) for count, size in zip(cells, rows, strict=True))
-    if graph.method in ("lens", "attention"):
+    if graph.method in WHOLE:
         passes = sum(bases + len(sites_of(graph)) for _ in encoded)
     return {
         "cells": sum(cells),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -13,12 +12,12 @@ from nnsight.modeling.transformers import TransformersModel
 
 from vlm_patching.backends.wire import Deployment, Server
 from vlm_patching.errors import RunError, SpecError
-from vlm_patching.graph import InterventionGraph
+from vlm_patching.graph import InterventionGraph, sites_of
 from vlm_patching.models import Architecture, ModelDescription, bundled_models
+from vlm_patching.models.load import without_name_warning
+from vlm_patching.serving.deployment import STOCK_CLASS, WRAPPED_CLASSES
 
 COMPARED = ("nnsight", "torch", "transformers")
-STOCK = "nnsight.modeling.transformers.TransformersModel"
-WRAPPED = "vlm_patching_blip.BlipVqaModel"
 WRAPPER_FOLDER = Path(__file__).parents[1] / "serving" / "wrappers"
 READY = ("RUNNING", "DEPLOYING", "NOT_STARTED")
 
@@ -34,14 +33,17 @@ def find_deployment(server: Server, description: ModelDescription) -> Deployment
         No stock server can have it.
     """
     found = server.deployments()
-    usable = [one for one in found if _is_model(one, description) and one.loader in (STOCK, WRAPPED)]
+    usable = [
+        one for one in found if _is_model(one, description) and one.loader in (STOCK_CLASS, *WRAPPED_CLASSES.values())
+    ]
     ready = sorted((one for one in usable if one.state in READY), key=lambda one: READY.index(one.state))
     if ready:
         return ready[0]
-    if description.architecture.model_class == "BlipForQuestionAnswering":
+    model_class = description.architecture.model_class
+    if model_class in WRAPPED_CLASSES:
         raise SpecError(
-            f"{description.name!r} is a BlipForQuestionAnswering, which belongs to no pipeline of transformers, and a "
-            f"stock NDIF server such as {server.address} loads models by their pipeline. `vlm-patching serve-ndif "
+            f"{description.name!r} is a {model_class}, which belongs to no pipeline of transformers, and a stock NDIF "
+            f"server such as {server.address} loads models by their pipeline. `vlm-patching serve-ndif "
             "--with-wrappers` starts one that can; or run it with --backend local."
         )
     if usable:
@@ -63,22 +65,20 @@ def _is_model(one: Deployment, description: ModelDescription) -> bool:
 
 def client_envoy(description: ModelDescription, deployment: Deployment) -> HuggingFaceModel:
     """The model's tree without weights, as the server knows it."""
-    with warnings.catch_warnings():
-        # BLIP's layers have a submodule called "output"; the interpreter reaches it under nnsight's other name for it
-        warnings.filterwarnings("ignore", message=".*has a submodule named 'output'.*")
-        if deployment.loader == STOCK:
+    with without_name_warning():
+        if deployment.loader == STOCK_CLASS:
             return TransformersModel(
                 description.source,
                 task=deployment.task or None,
                 revision=description.revision,
                 processor=description.processor,
             )
-        return wrapper_class()(description.source, revision=description.revision)
+        return wrapper_class(deployment.loader)(description.source, revision=description.revision)
 
 
-def wrapper_class() -> type[HuggingFaceModel]:
-    """The class that loads BLIP-VQA on servers which have it, under the name that they know it by."""
-    module, _, name = WRAPPED.rpartition(".")
+def wrapper_class(path: str) -> type[HuggingFaceModel]:
+    """The class that loads a model on servers which have it, under the name that they know it by."""
+    module, _, name = path.rpartition(".")
     if module not in sys.modules:
         spec = importlib.util.spec_from_file_location(module, WRAPPER_FOLDER / f"{module}.py")
         assert spec is not None and spec.loader is not None
@@ -106,14 +106,14 @@ def version_table(server: Server) -> list[dict[str, str]]:
 
 def refuse_versions(server: Server) -> dict[str, str]:
     """The server's versions; `RunError` where its protocol is another."""
-    rows = version_table(server)
-    for row in rows:
-        if row["package"] == "nnsight" and row["server"] != "unknown" and row["difference"].startswith("another"):
-            raise RunError(
-                f"{server.address} has nnsight {row['server']}, and here is {row['here']}: they do not understand each "
-                f"other. Install the server's: pip install 'nnsight=={row['server']}'."
-            )
-    return {row["package"]: row["server"] for row in rows}
+    there = {row["package"]: row["server"] for row in version_table(server)}
+    here, remote = metadata.version("nnsight"), there["nnsight"]
+    if remote != "unknown" and _minor(here) != _minor(remote):
+        raise RunError(
+            f"{server.address} has nnsight {remote}, and here is {here}: they do not understand each other. Install "
+            f"the server's: pip install 'nnsight=={remote}'."
+        )
+    return there
 
 
 def _minor(version: str) -> tuple[str, ...]:
@@ -124,10 +124,8 @@ def untrusted_reason(graph: InterventionGraph, architecture: Architecture) -> st
     """What a graph needs that a sandbox refuses; "" where there is nothing."""
     if graph.estimate != "exact":
         return f"{graph.estimate} takes gradients"
-    if graph.method == "attention":
-        eager = [str(site) for site in architecture.pattern_sites() if architecture.attention(site)[1].eager]
-        if eager:
-            return "attention patterns of this model are read by switching its attention to 'eager'"
+    if graph.method == "attention" and any(architecture.attention(site)[1].eager for site in sites_of(graph)):
+        return "attention patterns of this model are read by switching its attention to 'eager'"
     return ""
 
 

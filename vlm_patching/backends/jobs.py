@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 from vlm_patching import metrics
@@ -87,6 +88,7 @@ def work_of_all(graph_id: str, kind: str, programs: Sequence[dict[str, Any]]) ->
     return hashlib.sha256(json.dumps([graph_id, code_digest(), kind, _plain(programs)]).encode()).hexdigest()
 
 
+@cache
 def code_digest() -> str:
     """SHA-256 of the source that travels with a job."""
     return hashlib.sha256("".join(inspect.getsource(module) for module in SHIPPED).encode()).hexdigest()

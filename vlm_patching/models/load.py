@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -183,11 +185,17 @@ def load_model(
 def wrap(module: torch.nn.Module, description: ModelDescription) -> Model:
     """A model that is already in memory, as `load_model` would have given it."""
     module.requires_grad_(False)
-    with warnings.catch_warnings():
-        # BLIP's layers have a submodule called "output"; the kernel reaches it under nnsight's other name for it
-        warnings.filterwarnings("ignore", message=".*has a submodule named 'output'.*")
+    with without_name_warning():
         envoy = NNsight(module)
     return Model(description, envoy, weights_digest(module))
+
+
+@contextlib.contextmanager
+def without_name_warning() -> Iterator[None]:
+    """No warning of nnsight's that BLIP's layers have a submodule called "output": its other name for it is used."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*has a submodule named 'output'.*")
+        yield
 
 
 def weights_digest(module: torch.nn.Module) -> str:
