@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 Inputs = dict[str, Tensor]
 
@@ -57,12 +57,13 @@ class Patch:
 class Tower:
     """A stack as methods.md names it: its layers, its (query) heads, and every component's place in a layer.
 
-    `layers` counts those whose output anything reads; `positions` is how many its sequence has, given the inputs.
+    `read` is how many of the layers have an output that anything reads; all of them where None.
     """
 
     layers: int
     heads: int
     places: dict[str, Place]
+    read: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Known:
         Of `vision` and `image_embeds` the sequence is [images · tiles · positions], flattened.
     logits
         The forward pass's output → [vocabulary] at the read-out position.
+    processor
+        Loads what `build` saved, where AutoProcessor cannot without torchvision.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Known:
     tokens: Place
     patches: Callable[[Inputs, Any, Sequence[tuple[int, int]]], dict[str, list[tuple[int, Patch]]]]
     logits: Callable[[Any], Tensor] = field(default=lambda out: out.logits[0, -1])
+    processor: Callable[[Path], Any] = field(default=AutoProcessor.from_pretrained)
 
 
 Edit = tuple[Place, int, Callable[[Tensor], Tensor]]
