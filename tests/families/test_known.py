@@ -103,7 +103,7 @@ def test_parts_of_a_layer_add_up(made: Made) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_painted_patch_moves_the_positions_that_show_it(made: Made, size: tuple[int, int]) -> None:
-    """Without attention between patches, what is painted on the picture moves the image embeddings whose box it is in."""
+    """Without attention between patches, paint on the picture moves the image embeddings whose box it is in."""
     if "vision" not in made.known.towers:
         pytest.skip("no image encoder")
     picture = kit.picture(2, size)
