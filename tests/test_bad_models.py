@@ -9,9 +9,22 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from transformers import (
+    IMAGE_PROCESSOR_MAPPING,
+    Cohere2VisionConfig,
+    Phi4MultimodalConfig,
+    ViltConfig,
+    ViltImageProcessorPil,
+    ViltProcessor,
+)
+from transformers.utils import is_torchvision_available
 
 import vlm_patching as vp
-from tests.refusals import BLIP, LLAVA, RECORD, changed, folder_of, refused, says, spec_of
+from tests.families import cohere2_vision
+from tests.families.git import word_pieces
+from tests.refusals import BLIP, LLAVA, RECORD, changed, folder_of, refusal, refused, says, spec_of
+from vlm_patching.models import describe_model
+from vlm_patching.models.families import families, find_family
 
 
 def copied(name: str, folder: Path) -> Path:
@@ -46,12 +59,36 @@ def test_an_image_mark_that_the_processor_does_not_have_is_refused(
     says(refused(spec), "image_token_id 7", "'<image>'", "4")
 
 
+@pytest.mark.skipif(is_torchvision_available(), reason="torchvision is there")
+def test_an_image_processor_that_needs_torchvision_is_refused_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights_stay_where_they_are: None
+) -> None:
+    cohere2_vision.KNOWN.build(tmp_path)
+    monkeypatch.delitem(IMAGE_PROCESSOR_MAPPING._extra_content, Cohere2VisionConfig)
+    said = refused({**LLAVA, "model": {"name": str(tmp_path)}})
+    says(said, str(tmp_path), "Cohere2VisionImageProcessor", "torchvision")
+
+
 @pytest.mark.parametrize("layer", [99, -3, 0])
 def test_a_vision_feature_layer_that_there_is_not_is_refused(
     tmp_path: Path, weights_stay_where_they_are: None, layer: int
 ) -> None:
     spec = configured(copied("shapes-llava", tmp_path / "model"), vision_feature_layer=layer)
     says(refused(spec), f"vision_feature_layer {layer}", "2 vision layers")
+
+
+@pytest.mark.parametrize("family", [None, "git"])
+def test_a_model_that_shuffles_its_patches_is_refused_whatever_file_is_given(
+    tmp_path: Path, family: str | None, weights_stay_where_they_are: None
+) -> None:
+    ViltProcessor(ViltImageProcessorPil(), word_pieces()).save_pretrained(tmp_path)
+    ViltConfig().save_pretrained(tmp_path)
+    message = refusal(lambda: describe_model(str(tmp_path), family=families()[family] if family else None))
+    says(message, str(tmp_path), "vilt", "order of a picture's patches")
+
+
+def test_a_model_whose_attention_depends_on_the_batch_is_refused() -> None:
+    says(refusal(lambda: find_family(Phi4MultimodalConfig())), "phi4_multimodal", "padding", "adapter")
 
 
 @pytest.mark.parametrize("template", ["{% for %}", "hello"])

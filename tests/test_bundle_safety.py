@@ -291,7 +291,7 @@ def test_a_hub_model_that_a_bundle_names_is_loaded_only_when_allowed(
     path = named(bundle, tmp_path / "b.zip", "someone/model")
     says(refusal(lambda: vp.bundle.replay(path)), "someone/model", "--allow-download")
     asked: list[str] = []
-    monkeypatch.setattr(vp.models, "describe_model", lambda name, revision: asked.append(name), raising=False)
+    monkeypatch.setattr(vp.models, "describe_model", lambda name, **options: asked.append(name), raising=False)
     monkeypatch.setattr(vp.models, "load_model", lambda *args, **options: loaded["shapes-llava"], raising=False)
     assert vp.bundle.replay(path, allow_download=True, progress=False).ok
     assert asked == ["someone/model"]

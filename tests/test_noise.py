@@ -39,7 +39,7 @@ def _spec(corruption: dict[str, Any], site: str, positions: list[str], direction
 
 
 def _inputs(model: Any, pair: vp.Pair) -> dict[str, torch.Tensor]:
-    processor, blip = model.description.processor, model.description.architecture.family == "blip"
+    processor, blip = model.description.processor, model.description.architecture.family.startswith("blip")
     text = pair.clean.text if blip else f"USER: <image>\n{pair.clean.text} ASSISTANT:"
     made = dict(processor(images=pair.clean.image, text=text, return_tensors="pt"))
     return {**made, "decoder_input_ids": torch.tensor([[processor.tokenizer.bos_token_id]])} if blip else made

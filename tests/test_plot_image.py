@@ -19,11 +19,11 @@ from PIL import Image
 
 import vlm_patching as vp
 from vlm_patching.analysis import above_mean
-from vlm_patching.positions import patch_boxes
+from vlm_patching.models.layouts import grid
 
 ROWS, COLUMNS = 2, 3
 PICTURE = Image.new("RGB", (60, 40), "white")
-BOXES = patch_boxes(PICTURE.size, ROWS, COLUMNS, None)
+BOXES = [patch.box for patch in grid((0, 0, *PICTURE.size), ROWS, COLUMNS, PICTURE.size)]
 ROLES = ["image", "object", "object", "image", "image", "image"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from PIL import Image
 
 import vlm_patching as vp
 from vlm_patching.inputs import EncodedPair, encode_pair
-from vlm_patching.positions import overlaps, patch_boxes
+from vlm_patching.models.layouts import grid, whole
+from vlm_patching.pairs.pair import Box
+from vlm_patching.positions import overlaps
 
 BUNDLED = ("shapes-blip", "shapes-llava")
 SIZES = [(96, 96), (192, 96), (96, 240), (200, 120)]
@@ -42,21 +45,28 @@ def picture(size: tuple[int, int], **changes: Any) -> dict[str, Any]:
     return {**prompts, "spans": {"answer_option": (12, 15)}, "spans_corrupted": {}, "regions": {}, **changes}
 
 
+def patch_boxes(size: tuple[int, int], rows: int, columns: int, crop: bool = False) -> list[Box | None]:
+    """The boxes of a grid over a picture that is stretched, or whose middle square is cut out."""
+    square = {"height": 96, "width": 96}
+    processor = SimpleNamespace(do_center_crop=crop, size={"shortest_edge": 96}, crop_size=square)
+    return [patch.box for patch in grid(whole(size, processor), rows, columns, size)]
+
+
 def test_a_stretched_picture_is_cut_into_equal_boxes_that_cover_it() -> None:
-    boxes = patch_boxes((200, 100), 2, 4, crop=None)
+    boxes = patch_boxes((200, 100), 2, 4, crop=False)
     assert boxes[0] == (0, 0, 50, 50) and boxes[3] == (150, 0, 200, 50) and boxes[7] == (150, 50, 200, 100)
     for size in ((97, 61), (10, 300)):
         seen = np.zeros(size[::-1], dtype=int)
-        for x0, y0, x1, y1 in patch_boxes(size, 4, 4, crop=None):
+        for x0, y0, x1, y1 in patch_boxes(size, 4, 4, crop=False):
             seen[y0:y1, x0:x1] += 1
         assert (seen == 1).all()
 
 
 def test_a_cropped_picture_is_cut_into_boxes_of_its_middle_square() -> None:
-    wide, tall = patch_boxes((200, 100), 4, 4, crop=(1.0, 1.0)), patch_boxes((100, 200), 4, 4, crop=(1.0, 1.0))
+    wide, tall = patch_boxes((200, 100), 4, 4, crop=True), patch_boxes((100, 200), 4, 4, crop=True)
     assert wide[0] == (50, 0, 75, 25) and wide[-1] == (125, 75, 150, 100)
     assert tall[0] == (0, 50, 25, 75) and tall[-1] == (75, 125, 100, 150)
-    assert patch_boxes((96, 96), 4, 4, crop=(1.0, 1.0)) == patch_boxes((96, 96), 4, 4, crop=None)
+    assert patch_boxes((96, 96), 4, 4, crop=True) == patch_boxes((96, 96), 4, 4, crop=False)
 
 
 def test_boxes_overlap_where_they_share_a_pixel_and_not_where_they_only_touch() -> None:
@@ -64,6 +74,11 @@ def test_boxes_overlap_where_they_share_a_pixel_and_not_where_they_only_touch() 
     assert overlaps((0, 0, 10, 10), (2, 2, 3, 3)) and overlaps((2, 2, 3, 3), (0, 0, 10, 10))
     assert not overlaps((0, 0, 10, 10), (10, 0, 20, 10))
     assert not overlaps((0, 0, 10, 10), (0, 10, 10, 20))
+
+
+def side_of(description: Any) -> int:
+    vision = description.config.vision_config
+    return int(vision.image_size // vision.patch_size)
 
 
 def most_changed_patch(description: Any, size: tuple[int, int], box: tuple[int, int, int, int], rows: int) -> int:
@@ -82,7 +97,7 @@ def test_the_box_of_a_patch_is_where_the_pixels_that_reach_it_lie(
     described: dict[str, Any], name: str, size: tuple[int, int]
 ) -> None:
     stack = encoded(described[name], **picture(size)).positions["vision"]
-    rows = described[name].architecture.image.rows
+    rows = side_of(described[name])
     patches = [position for position in stack.positions if position.row >= 0]
     assert [(p.row, p.col) for p in patches] == [(r, c) for r in range(rows) for c in range(rows)]
     for i in (0, 1, rows, rows * rows // 2 + 1, rows * rows - 1):
@@ -93,7 +108,7 @@ def test_the_box_of_a_patch_is_where_the_pixels_that_reach_it_lie(
 def test_boxes_are_right_where_the_crop_is_smaller_than_the_resized_picture(described: dict[str, Any]) -> None:
     description = replace(described["shapes-llava"], processor=copy.deepcopy(described["shapes-llava"].processor))
     description.processor.image_processor.size = {"shortest_edge": 288}
-    rows = description.architecture.image.rows
+    rows = side_of(description)
     try:
         stack = encoded(description, **picture((96, 96))).positions["vision"]
     except vp.SpecError:
@@ -118,13 +133,13 @@ def test_tokens_and_labels_are_those_of_the_models_own_tokenizer(described: dict
 
 
 def test_the_language_stack_has_a_position_for_every_patch_of_the_grid(described: dict[str, Any]) -> None:
-    pair, entry = encoded(described["shapes-llava"]), described["shapes-llava"].architecture.image
+    pair, side = encoded(described["shapes-llava"]), side_of(described["shapes-llava"])
     stack = pair.positions["language"]
     image = stack.groups["image"]
-    assert len(image) == entry.rows * entry.columns == described["shapes-llava"].config.image_seq_length
+    assert len(image) == side * side == described["shapes-llava"].config.image_seq_length
     assert list(image) == list(range(image[0], image[0] + len(image)))
     assert [(stack.positions[i].row, stack.positions[i].col) for i in image] == [
-        (r, c) for r in range(entry.rows) for c in range(entry.columns)
+        (r, c) for r in range(side) for c in range(side)
     ]
     vision = [p for p in pair.positions["vision"].positions if p.row >= 0]
     assert [stack.positions[i].box for i in image] == [p.box for p in vision]

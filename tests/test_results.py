@@ -273,10 +273,10 @@ def no_row(value: Any, op: dict[str, Any], values: dict[str, Any]) -> Any:
     return value
 
 
-def first_image(model: Any, operation: Any, values: Any, found: Any, right: Any = kernels.apply) -> None:
+def first_image(model: Any, operation: Any, rows: int, values: Any, found: Any, right: Any = kernels.apply) -> None:
     if operation["do"] == "skip" and operation["index"] is not None:
         operation = operation | {"index": torch.zeros_like(operation["index"])}
-    right(model, operation, values, found)
+    right(model, operation, rows, values, found)
 
 
 @pytest.mark.parametrize(("function", "fault"), [("edited", next_row), ("edited", no_row), ("apply", first_image)])

@@ -42,13 +42,16 @@ def child(store):
         os._exit(0)
     return pid
 
-start = time.monotonic()
+def written():
+    return sum(1 for path in (broken / "kept").rglob("*") if path.is_file() and path.name != "zarr.json")
+
 assert os.waitpid(child(whole), 0)[1] == 0
-length = time.monotonic() - start
 rng, done = random.Random(0), []
-while len(done) < 10:
+for target in [0, 0, *sorted(rng.sample(range(1, 38), 8))]:  # so many are written when the moment is drawn
     pid = child(broken)
-    time.sleep(rng.uniform(0, 0.35 * length))
+    while written() < target:
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, 0.05))
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     done.append(int((vp.load_results(broken)["kept"] != "").sum()) if broken.exists() else 0)

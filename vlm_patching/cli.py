@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlm_patching.commands import bundle, remote, serve
+from vlm_patching.commands import bundle, doctor, remote, serve
 from vlm_patching.commands.output import AsJson, show
 from vlm_patching.errors import RunError, SpecError, unknown
 from vlm_patching.validation import parse_yaml
@@ -32,6 +32,9 @@ Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the spec; may be repeated."),
 ]
+Family = Annotated[
+    str | None, typer.Option(metavar="FILE", help="The model's family file, as --set model.family=FILE.")
+]
 
 
 @app.command()
@@ -47,6 +50,7 @@ def run(
     patience: Annotated[float, typer.Option(help="ndif: seconds a server may be out of reach.")] = 300.0,
     sandboxed: Annotated[bool, typer.Option("--sandboxed", help="ndif: isolated, even where it need not be.")] = False,
     changes: Changes = None,
+    family: Family = None,
     engine: Annotated[str, typer.Option(help="fast, or naive: one forward pass a cell.")] = "fast",
     checks: Annotated[bool, typer.Option(help="Trust checks on the first kept example.")] = True,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one for a small model.")] = None,
@@ -54,7 +58,7 @@ def run(
     """Run an experiment; a run that was cut off goes on where it stopped."""
     import vlm_patching as vp
 
-    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes))
+    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
     file_name = re.sub(r"[^\w+-]+", "_", experiment.name)
     store = output or Path("results") / f"{file_name}.zarr"
     how = vp.Remote(host, jobs, deadline, patience, sandboxed) if backend == "ndif" else None
@@ -88,6 +92,7 @@ def run(
 def graph(
     spec: Spec,
     changes: Changes = None,
+    family: Family = None,
     as_json: AsJson = False,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flow chart.")] = False,
 ) -> None:
@@ -96,7 +101,7 @@ def graph(
 
     if as_json and mermaid:
         raise SpecError("--json and --mermaid are two ways to print a graph; give one.")
-    drawn = vp.Experiment.from_spec(spec, _parse_changes(changes)).graph()
+    drawn = vp.Experiment.from_spec(spec, _parse_changes(changes, family)).graph()
     print(drawn.to_json() if as_json else drawn.to_mermaid() if mermaid else drawn)
 
 
@@ -104,16 +109,16 @@ def graph(
 def plan(
     spec: Spec,
     changes: Changes = None,
+    family: Family = None,
     calibrate: Annotated[bool, typer.Option("--calibrate", help="Load the model and time a pair.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what an experiment will cost, before anything runs."""
     import vlm_patching as vp
+    from vlm_patching.pipeline import described, loaded
 
-    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes))
-    model = None
-    if calibrate:
-        model = vp.load_model(experiment.model.name, revision=experiment.model.revision, dtype=experiment.model.dtype)
+    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
+    model = loaded(None, described(experiment, None), experiment) if calibrate else None
     found = vp.plan(experiment, model=model)
     print(json.dumps(found.to_dict(), indent=2) if as_json else found)
 
@@ -158,6 +163,7 @@ def plot(
 def diagnose(
     spec: Spec,
     changes: Changes = None,
+    family: Family = None,
     corruptions: Annotated[
         list[str] | None,
         typer.Option("--corruption", metavar="YAML", help="To be compared: a kind, or {kind: ..., ...}; repeatable."),
@@ -168,7 +174,7 @@ def diagnose(
     """Show what corruptions do: how often the answer flips, the total effects, how far activations move."""
     import vlm_patching as vp
 
-    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes))
+    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
     parsed = [parse_yaml(text, f"--corruption {text!r}") for text in corruptions or []]
     sections = [section if isinstance(section, dict) else {"kind": section} for section in parsed]
     ds = vp.diagnose(experiment, sections or None, threads=threads)
@@ -210,13 +216,14 @@ def presets(as_json: AsJson = False) -> None:
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
-    """List the bundled models and what they have."""
+    """List the bundled models and what they have, and the families of models that are known."""
     import vlm_patching as vp
+    from vlm_patching.models.families import families
 
-    rows = []
+    bundled = []
     for name, folder in vp.bundled_models().items():
         architecture = vp.describe_model(name).architecture
-        rows.append(
+        bundled.append(
             {
                 "name": name,
                 "family": architecture.family,
@@ -225,7 +232,22 @@ def models(as_json: AsJson = False) -> None:
                 "folder": str(folder),
             }
         )
-    show(rows, as_json, ("name", "family", "stacks"))
+    known = [
+        {
+            "family": name,
+            "class": family.file.model_class,
+            "stacks": ", ".join(stack.name for stack in family.file.stacks),
+            "image": family.file.image.place if family.file.image else "none",
+            "matches": family.file.model_dump(mode="json")["matches"],
+        }
+        for name, family in families().items()
+    ]
+    if as_json:
+        print(json.dumps({"models": bundled, "families": known}, indent=2))
+        return
+    show(bundled, False, ("name", "family", "stacks"))
+    print()
+    show(known, False, ("family", "class", "stacks", "image"))
 
 
 @app.command()
@@ -238,14 +260,14 @@ def datasets(as_json: AsJson = False) -> None:
 
 
 app.command()(remote.jobs)
-app.command()(remote.doctor)
+app.command()(doctor.doctor)
 app.command("serve-ndif")(serve.serve_ndif)
 app.add_typer(bundle.app, name="bundle")
 app.command()(bundle.replay)
 
 
-def _parse_changes(changes: list[str] | None) -> dict[str, Any]:
-    parsed = {}
+def _parse_changes(changes: list[str] | None, family: str | None) -> dict[str, Any]:
+    parsed: dict[str, Any] = {} if family is None else {"model.family": family}
     for change in changes or []:
         key, equals, value = change.partition("=")
         if not equals or not all(key.split(".")):

@@ -171,7 +171,7 @@ class Experiment(Section):
         from vlm_patching.graph.lower import lower
         from vlm_patching.models import describe_model
 
-        return lower(self, describe_model(self.model.name, self.model.revision).architecture)
+        return lower(self, describe_model(self.model.name, **self.model.describing()).architecture)
 
 
 def _changed(data: Any, keys: list[str], value: Any, whole: str) -> Any:

@@ -16,7 +16,7 @@ from vlm_patching.backends.local import LocalBackend
 from vlm_patching.backends.plan import NAIVE, Job, Reference, Settings, rows_per_pass, settings_on
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph.lower import lower
-from vlm_patching.models import Architecture, Model
+from vlm_patching.models import IMAGE_STACKS, Architecture, Model
 from vlm_patching.pairs import Pair
 from vlm_patching.pipeline import check_inputs, described, pairs_of
 from vlm_patching.preparation import Prepared, corrupted_pairs, prepare
@@ -206,7 +206,7 @@ def _cost_of(architecture: Architecture, job: Job, trace: Mapping[str, Any]) -> 
         return Cost(1, trace["rows"] * len(trace["pack"]["positions"]) * layers)
     total = 0
     for stack in architecture.stacks:
-        passed = stack.name == "vision" and trace["reuses_image"]
+        passed = stack.name in IMAGE_STACKS and trace["reuses_image"]
         if passed or (stack.whole is not None and stack.whole.path in skipped):
             continue
         positions = len(job.pair.positions[stack.name].positions)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
-from jinja2 import TemplateError
 
+from vlm_patching.encoding import Encoding
 from vlm_patching.errors import SpecError
+from vlm_patching.models.architecture import IMAGE_STACKS
+from vlm_patching.models.layouts import Patch
 from vlm_patching.models.load import ModelDescription
-from vlm_patching.pairs import SUBJECT_ROLES, Pair, Prompt, prompt_for
-from vlm_patching.positions import Position, StackPositions, overlaps, patch_boxes
+from vlm_patching.pairs import SUBJECT_ROLES, Pair, prompt_for
+from vlm_patching.positions import Position, StackPositions, overlaps
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class EncodedPair:
         The stacks whose positions `alignment` is about.
     other
         Positions of the other pair that the kind `other` is, where it was asked for.
+    ahead
+        How many image positions come before all tokens, and are none of `token_embeds`.
     """
 
     pair: Pair
@@ -45,17 +48,25 @@ class EncodedPair:
     alignment: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     text_stacks: tuple[str, ...] = ()
     other: Mapping[str, StackPositions] = field(default_factory=dict)
+    ahead: int = 0
 
     def on(self, kind: str, stack: str, indices: Sequence[int]) -> tuple[int | None, ...]:
         """Where positions of the clean prompt are in another input; None for those without a partner there."""
         if stack not in self.text_stacks or kind not in self.alignment:
             return tuple(indices)
-        return tuple(self.alignment[kind][i] for i in indices)
+        ahead = self.ahead if stack == "token_embeds" else 0
+        found = [self.alignment[kind][i + ahead] for i in indices]
+        return tuple(None if i is None else i - ahead for i in found)
+
+    def length(self, kind: str) -> int:
+        """Positions of the text stack's sequence in an input, images that no token stands for among them."""
+        tokens, clean = (self.inputs[one]["input_ids"].shape[1] for one in (kind, "clean"))
+        return int(len(self.positions[self.text_stacks[0]].positions) + tokens - clean)
 
     def is_aligned(self, kind: str) -> bool:
         """Whether every token of another input has the index of its partner in the clean prompt."""
-        length = self.inputs[kind]["input_ids"].shape[1]
-        return self.alignment.get(kind, tuple(range(length))) == tuple(range(length))
+        same = tuple(range(self.length(kind)))
+        return self.alignment.get(kind, same) == same
 
 
 def encode_pair(
@@ -86,120 +97,50 @@ def encode_pair(
         Clean and corrupted prompt that cannot be aligned, or answer and foil with the same first token.
     """
     try:
-        clean = _Encoding(prompt_for(pair, "clean"), description)
+        clean = Encoding(prompt_for(pair, "clean"), description)
         inputs, alignment = {"clean": clean.tensors}, {}
         others: Mapping[str, StackPositions] = {}
         for kind in kinds:
             if kind == "other":
                 if other is not None:
-                    inputs[kind] = _Encoding(prompt_for(other, "clean"), description).tensors
+                    inputs[kind] = Encoding(prompt_for(other, "clean"), description).tensors
                     others = encode_pair(other, description, (), first_token=False).positions
             elif kind != "clean":
-                encoding = _Encoding(prompt_for(pair, kind), description)
+                encoding = Encoding(prompt_for(pair, kind), description)
                 inputs[kind] = encoding.tensors
+                _check_same_layout(clean, encoding)
                 alignment[kind] = _aligned(pair, clean, encoding)
         answer = _tokens(clean, "answer", pair.answer, description)
         foil = _tokens(clean, "foil", pair.foil, description)
         if first_token and answer[0] == foil[0]:
-            token = description.processor.tokenizer.convert_ids_to_tokens(answer[0])
+            token = description.tokenizer.convert_ids_to_tokens(answer[0])
             raise SpecError(
                 f"answer {pair.answer!r} and foil {pair.foil!r} have the same first token {token!r}, so metrics of the "
                 "first token cannot tell them apart; answer_log_probability and answer_log_odds are of whole answers"
             )
         stacks = (description.architecture.text_stack, "token_embeds")
         positions = _positions(pair, clean, description)
-        return EncodedPair(pair, inputs, positions, answer, foil, alignment, stacks, others)
+        return EncodedPair(pair, inputs, positions, answer, foil, alignment, stacks, others, clean.ahead)
     except SpecError as error:
         raise SpecError(f"Pair {pair.id!r}: {error}") from error
 
 
-class _Encoding:
-    """One prompt's tensors, tokens and their character ranges in the text that the tokenizer saw."""
-
-    def __init__(self, prompt: Prompt, description: ModelDescription) -> None:
-        processor = description.processor
-        self.prompt = prompt
-        self.picture = prompt.picture()
-        self.image_token = getattr(processor, "image_token", None) if description.architecture.image.inline else None
-        if self.image_token and self.image_token in prompt.text:
+def _check_same_layout(clean: Encoding, other: Encoding) -> None:
+    """Refuse pictures that become other positions: they could not be exchanged one by one."""
+    for name in ("vision", "embeds", "text"):
+        here, there = (
+            [replace(patch, box=None) for patch in getattr(encoding.layout, name)] for encoding in (clean, other)
+        )
+        if here != there:
+            sizes = [[picture.size for picture in encoding.prompt.pictures()] for encoding in (clean, other)]
+            alike = " in other rows and columns" if len(here) == len(there) else ""
             raise SpecError(
-                f"the text holds the image mark {self.image_token!r}, which is put in by the model's template"
-            )
-        try:
-            templated = _templated(prompt.text, description)
-            encoded = processor(images=self.picture, text=templated, return_tensors="pt")
-        except (ValueError, TypeError, KeyError, TemplateError) as error:
-            raise SpecError(f"the processor of {description.name!r} cannot take {prompt.text!r}: {error}") from error
-        self.tensors = {name: encoded[name] for name in ("input_ids", "attention_mask", "pixel_values")}
-        text = description.config.text_config
-        if not description.architecture.continues:
-            self.tensors["decoder_input_ids"] = torch.tensor([[text.bos_token_id]])
-        ids = encoded["input_ids"][0].tolist()
-        self.text = templated
-        if self.image_token:
-            image_id = processor.tokenizer.convert_tokens_to_ids(self.image_token)
-            self.text = templated.replace(self.image_token, self.image_token * ids.count(image_id))
-        again = processor.tokenizer(self.text, return_offsets_mapping=True)
-        if again["input_ids"] != ids:
-            raise SpecError("the processor's tokens are not its tokenizer's, so spans cannot be found in them")
-        self.offsets: list[tuple[int, int]] = [tuple(o) for o in again["offset_mapping"]]
-        if description.architecture.continues and not description.architecture.image.inline:
-            ids = self._begun(ids, description)
-        self.ids: list[int] = ids
-        self.tokens: list[str] = processor.tokenizer.convert_ids_to_tokens(ids)
-        self.start = self._start_of_users_text(description)
-        longest = text.max_position_embeddings
-        if len(ids) > longest:
-            raise SpecError(
-                f"the prompt has {len(ids)} tokens and {description.name!r} takes {longest}: {prompt.text[:80]!r}"
+                f"the clean image becomes {len(here)} positions and the corrupted one {len(there)}{alike}, as they "
+                f"differ in size ({sizes[0]} and {sizes[1]}): bring them to one size"
             )
 
-    def _begun(self, ids: list[int], description: ModelDescription) -> list[int]:
-        """A caption's beginning: the decoder's own first token in the place of the tokenizer's, and no end."""
-        tokenizer, bos = description.processor.tokenizer, description.config.text_config.bos_token_id
-        if ids[0] != tokenizer.cls_token_id or ids[-1] != tokenizer.sep_token_id:
-            raise SpecError(
-                f"the tokenizer of {description.name!r} does not put {tokenizer.cls_token} and "
-                f"{tokenizer.sep_token} around a text, so a caption cannot be begun with it"
-            )
-        ids = [bos, *ids[1:-1]]
-        self.offsets.pop()
-        self.tensors["input_ids"] = torch.tensor([ids])
-        self.tensors["attention_mask"] = self.tensors["attention_mask"][:, :-1]
-        return ids
 
-    def _start_of_users_text(self, description: ModelDescription) -> int:
-        """Where the user's text begins in what the tokenizer saw; `SpecError` where the template changes the text."""
-        mark = "\u27e6text\u27e7"
-        before = _templated(mark, description).split(mark)[0]
-        if self.image_token:
-            count = self.text.count(self.image_token) // max(1, before.count(self.image_token))
-            before = before.replace(self.image_token, self.image_token * count)
-        if not self.text[len(before) :].startswith(self.prompt.text):
-            raise SpecError(
-                f"the model's chat template changes the text {self.prompt.text!r} (it may trim spaces), so spans "
-                "cannot be found in it"
-            )
-        return len(before)
-
-    def covering(self, start: int, end: int) -> tuple[int, ...]:
-        """Indices of the tokens that share a character with a range of the user's text."""
-        start, end = start + self.start, end + self.start
-        return tuple(i for i, (a, b) in enumerate(self.offsets) if a < end and start < b)
-
-
-def _templated(text: str, description: ModelDescription) -> str:
-    """The user's text inside the model's chat template, where it has one."""
-    processor = description.processor
-    if not getattr(processor, "chat_template", None):
-        if description.architecture.image.inline:
-            raise SpecError(f"model {description.name!r} has no chat template that says where its image goes")
-        return text
-    content = [{"type": "image"}, {"type": "text", "text": text}]
-    return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
-
-
-def _aligned(pair: Pair, clean: _Encoding, other: _Encoding) -> tuple[int | None, ...]:
+def _aligned(pair: Pair, clean: Encoding, other: Encoding) -> tuple[int | None, ...]:
     """For every token of the clean prompt its index in another one.
 
     Tokens outside of the spans whose text differs are paired in order; inside such a span they are paired from its end,
@@ -245,67 +186,71 @@ def _aligned(pair: Pair, clean: _Encoding, other: _Encoding) -> tuple[int | None
     return tuple(aligned)
 
 
-def _tokens(clean: _Encoding, what: str, word: str, description: ModelDescription) -> tuple[int, ...]:
-    """The tokens of a word as the model's answer to the prompt."""
-    tokenizer: Any = description.processor.tokenizer
-    inline = description.architecture.image.inline
-    if inline:
-        longer = tokenizer(f"{clean.text} {word.strip()}")["input_ids"]
-        tokens = longer[len(clean.ids) :] if longer[: len(clean.ids)] == clean.ids else []
+def _tokens(clean: Encoding, what: str, word: str, description: ModelDescription) -> tuple[int, ...]:
+    """The tokens of a word as the model's answer to the prompt; its number, where answers are classes."""
+    architecture, tokenizer = description.architecture, description.tokenizer
+    known = architecture.prompting
+    if known.classes:
+        if word.strip() not in known.classes:
+            raise SpecError(f"the {what} {word!r} is none of the {len(known.classes)} answers of {description.name!r}")
+        return (known.classes[word.strip()],)
+    if architecture.continues and known.begins is None:
+        text = clean.text + _between(clean, description) + word.strip()
+        longer = tokenizer(text, add_special_tokens=clean.special)["input_ids"]
+        length = len(clean.written)
+        tokens = longer[length:] if longer[:length] == clean.written else []
     else:
         tokens = tokenizer(word.strip(), add_special_tokens=False)["input_ids"]
     if not tokens:
         raise SpecError(
             f"the {what} {word!r} does not follow the prompt as tokens of its own, so it has no first token"
         )
-    if tokenizer.unk_token_id in tokens:
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokens:
         raise SpecError(f"the {what} {word!r} is no token of {description.name!r}: its vocabulary lacks it")
-    longest = description.config.text_config.max_position_embeddings
-    if len(tokens) - 1 + (len(clean.ids) if description.architecture.continues else 1) > longest:
+    taken = len(clean.ids) - clean.ahead if architecture.continues else len(known.start)
+    if known.longest is not None and len(tokens) - 1 + taken > known.longest:
         raise SpecError(
-            f"the {what} {word!r} does not fit behind the prompt: {description.name!r} takes {longest} tokens"
+            f"the {what} {word!r} does not fit behind the prompt: {description.name!r} takes {known.longest} tokens"
         )
     return tuple(map(int, tokens))
 
 
-def _positions(pair: Pair, clean: _Encoding, description: ModelDescription) -> dict[str, StackPositions]:
-    entry = description.architecture.image
-    boxes = patch_boxes(clean.picture.size, entry.rows, entry.columns, _crop(description))
-    patches = [
-        Position(f"r{row}c{col}", "image", _region_of(box, pair), "<patch>", row, col, box)
-        for (row, col), box in zip(
-            [(r, c) for r in range(entry.rows) for c in range(entry.columns)], boxes, strict=True
-        )
-    ]
-    stacks = {"vision": _vision(pair, patches, entry.class_token)}
-    marks = [i for i, token in enumerate(clean.tokens) if token == clean.image_token] if entry.inline else []
-    if entry.inline and len(marks) != len(patches):
-        raise SpecError(
-            f"{len(marks)} image positions in the prompt, but a grid of {entry.rows} × {entry.columns} patches"
-        )
-    name = description.architecture.text_stack
-    stacks[name] = _text(pair, clean, name, dict(zip(marks, patches, strict=False)), description)
-    if not description.architecture.continues:
-        start = clean.tensors["decoder_input_ids"][0].tolist()
-        token = description.processor.tokenizer.convert_ids_to_tokens(start)[0]
-        decoding = Position("decoding", "text", "decoding", token)
-        stacks["answer_decoder"] = StackPositions("answer_decoder", (decoding,), {"decoding": (0,), "last": (0,)})
-    handed = _vision(pair, patches, entry.class_token and not entry.inline)
-    stacks["image_embeds"] = replace(handed, stack="image_embeds")
-    stacks["token_embeds"] = replace(stacks[name], stack="token_embeds")
+def _between(clean: Encoding, description: ModelDescription) -> str:
+    """A space before the answer, but where the prompt ends with one, with a line or with a mark of a turn."""
+    ends = clean.text[-1:].isspace() or clean.written[-1] in description.tokenizer.all_special_ids
+    return "" if ends else " "
+
+
+def _positions(pair: Pair, clean: Encoding, description: ModelDescription) -> dict[str, StackPositions]:
+    """Every stack's positions, and those of what the image side hands to the text side."""
+    architecture, layout = description.architecture, clean.layout
+    stacks: dict[str, StackPositions] = {}
+    if architecture.image is not None:
+        patches = dict.fromkeys(IMAGE_STACKS, layout.vision) | {"qformer": layout.qformer}
+        stacks |= {s.name: _images(pair, patches[s.name], s.name) for s in architecture.stacks if s.name in patches}
+        stacks["image_embeds"] = _images(pair, layout.embeds, "image_embeds")
+    name = architecture.text_stack
+    stacks[name] = _text(pair, clean, name, description)
+    if not architecture.continues and not architecture.prompting.classes:
+        stacks["answer_decoder"] = _begun(description)
+    stacks["token_embeds"] = _behind(stacks[name], clean.ahead)
     return stacks
 
 
-def _crop(description: ModelDescription) -> tuple[float, float] | None:
-    """Width and height that the processor cuts out, in lengths of the shorter side; None where it stretches."""
-    processor = description.processor.image_processor
-    if not getattr(processor, "do_center_crop", False):
-        return None
-    shorter = processor.size.get("shortest_edge") or min(processor.size["height"], processor.size["width"])
-    cut = processor.crop_size["width"] / shorter, processor.crop_size["height"] / shorter
-    if max(cut) > 1:
-        raise SpecError(f"the image processor pads pictures (crops {max(cut):.2g} of the shorter side): not supported")
-    return cut
+def _begun(description: ModelDescription) -> StackPositions:
+    """The positions of a decoder of its own before it has written anything; the answer follows the last one."""
+    *before, last = map(str, description.tokenizer.convert_ids_to_tokens(description.architecture.prompting.start))
+    begun = [Position(str(i), "text", "special", token) for i, token in enumerate(before)]
+    at = (len(before),)
+    positions = (*begun, Position("decoding", "text", "decoding", last))
+    return StackPositions("answer_decoder", positions, {"decoding": at, "last": at})
+
+
+def _behind(stack: StackPositions, ahead: int) -> StackPositions:
+    """The token embeddings' positions: those of the text stack behind the images that come before all tokens."""
+    positions = tuple(replace(position, label=str(i)) for i, position in enumerate(stack.positions[ahead:]))
+    groups = {name: tuple(i - ahead for i in indices if i >= ahead) for name, indices in stack.groups.items()}
+    return StackPositions("token_embeds", positions, {name: at for name, at in groups.items() if at}, stack.unseen)
 
 
 def _region_of(box: tuple[int, int, int, int], pair: Pair) -> str:
@@ -317,14 +262,30 @@ def _area(box: tuple[int, int, int, int]) -> int:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _image_groups(pair: Pair, patches: Mapping[int, Position]) -> dict[str, tuple[int, ...]]:
-    """`image`, `image:<region>` for each region, and `image:other`: patches outside every region."""
-    groups = {"image": tuple(patches)}
-    for name, region in pair.regions.items():
-        groups[f"image:{name}"] = tuple(i for i, patch in patches.items() if patch.box and overlaps(patch.box, region))
-    if pair.regions:
+def _image_groups(
+    pair: Pair, positions: Sequence[Position], patches: Mapping[int, Patch]
+) -> dict[str, tuple[int, ...]]:
+    """`image`, `image:<region>` for each region, `image:other`: patches outside every region; and, where there are
+    any, `cls`, `separator`, `image:thumbnail`, and `image:0`, `image:1` of several pictures. Regions are of the first.
+    """
+    shown = {i: patch for i, patch in patches.items() if patch.kind in ("patch", "latent")}
+    groups = {"image": tuple(shown)}
+    boxed = {i: patch for i, patch in shown.items() if patch.kind == "patch"}
+    for name, region in pair.regions.items() if boxed else ():
+        groups[f"image:{name}"] = tuple(
+            i for i, patch in boxed.items() if patch.image == 0 and patch.box and overlaps(patch.box, region)
+        )
+    if pair.regions and boxed:
         covered = {i for name in pair.regions for i in groups[f"image:{name}"]}
-        groups["image:other"] = tuple(i for i in patches if i not in covered)
+        groups["image:other"] = tuple(i for i in boxed if i not in covered)
+    for kind, name in (("class", "cls"), ("separator", "separator")):
+        groups[name] = tuple(i for i, patch in patches.items() if patch.kind == kind)
+    tiles = {patch.tile for patch in boxed.values()}
+    if -1 in tiles and len(tiles) > 1:
+        groups["image:thumbnail"] = tuple(i for i, patch in boxed.items() if patch.tile == -1)
+    pictures = sorted({patch.image for patch in shown.values()})
+    if len(pictures) > 1:
+        groups |= {f"image:{n}": tuple(i for i, patch in shown.items() if patch.image == n) for n in pictures}
     return {name: indices for name, indices in groups.items() if indices}
 
 
@@ -333,12 +294,27 @@ def _unseen(pair: Pair, groups: Mapping[str, tuple[int, ...]]) -> tuple[str, ...
     return tuple(f"image:{name}" for name in pair.regions if not groups.get(f"image:{name}"))
 
 
-def _vision(pair: Pair, patches: list[Position], class_token: bool) -> StackPositions:
-    front = [Position("cls", "image", "cls", "<cls>")] if class_token else []
-    groups = _image_groups(pair, {i + len(front): patch for i, patch in enumerate(patches)})
-    if class_token:
-        groups["cls"] = (0,)
-    return StackPositions("vision", (*front, *patches), groups, _unseen(pair, groups))
+def _images(pair: Pair, patches: Sequence[Patch], stack: str) -> StackPositions:
+    """The positions of a sequence of images alone."""
+    positions = tuple(_image_position(pair, patch, i, patches) for i, patch in enumerate(patches))
+    groups = _image_groups(pair, positions, dict(enumerate(patches)))
+    return StackPositions(stack, positions, groups, _unseen(pair, groups))
+
+
+def _image_position(pair: Pair, patch: Patch, index: int, patches: Sequence[Patch]) -> Position:
+    """What an image position is; its label says picture and tile where there are several."""
+    several = (len({other.image for other in patches}) > 1, len({other.tile for other in patches}) > 1)
+    front = (f"i{patch.image}" if several[0] else "") + (f"t{patch.tile}" if several[1] else "")
+    if patch.kind == "class":
+        return Position(f"{front}cls", "image", "cls", "<cls>", image=patch.image, tile=patch.tile)
+    if patch.kind == "padding":
+        return Position(f"p{index}", "padding", "padding", "<padding>", image=patch.image, tile=patch.tile)
+    if patch.kind != "patch":
+        letter, role = {"latent": ("q", "image"), "separator": ("s", "separator")}[patch.kind]
+        return Position(f"{letter}{index}", "image", role, f"<{patch.kind}>", image=patch.image, tile=patch.tile)
+    role = _region_of(patch.box, pair) if patch.box and patch.image == 0 else "image"
+    label = f"{front}r{patch.row}c{patch.column}"
+    return Position(label, "image", role, "<patch>", patch.row, patch.column, patch.box, patch.image, patch.tile)
 
 
 def _around(subject: tuple[int, ...], length: int) -> dict[str, tuple[int, ...]]:
@@ -348,20 +324,20 @@ def _around(subject: tuple[int, ...], length: int) -> dict[str, tuple[int, ...]]
     return dict(zip(SUBJECT_ROLES, found, strict=True))
 
 
-def _text(
-    pair: Pair, clean: _Encoding, stack: str, patches: Mapping[int, Position], description: ModelDescription
-) -> StackPositions:
+def _text(pair: Pair, clean: Encoding, stack: str, description: ModelDescription) -> StackPositions:
+    """The positions of the text stack's own sequence, images among them."""
     spans = {name: clean.covering(*span) for name, span in pair.spans.items()}
     for name, indices in spans.items():
         if not indices:
             raise SpecError(f"span {name!r} covers no token of {clean.prompt.text!r}")
     question = clean.covering(0, len(clean.prompt.text))
-    special = set(description.processor.tokenizer.all_special_ids)
+    special = set(description.tokenizer.all_special_ids)
+    patches = clean.patches
     positions = []
     for i, token in enumerate(clean.tokens):
         if i in patches:
-            patch = patches[i]
-            positions.append(Position(str(i), "image", patch.role, token, patch.row, patch.col, patch.box))
+            shown = _image_position(pair, patches[i], i, clean.layout.text)
+            positions.append(replace(shown, label=str(i), token=token))
             continue
         named = [(len(indices), name) for name, indices in spans.items() if i in indices]
         if named:
@@ -371,15 +347,16 @@ def _text(
         else:
             role = "special" if clean.ids[i] in special else "template"
         positions.append(Position(str(i), "text", role, token))
+    images = _image_groups(pair, positions, patches) if patches else {}
     groups = {
         **spans,
         **(_around(spans["subject"], len(positions)) if "subject" in spans else {}),
         "question": question,
         "text": tuple(i for i in range(len(positions)) if i not in patches),
         "last": (len(positions) - 1,),
-        **_image_groups(pair, patches),
+        **images,
     }
-    unseen = _unseen(pair, groups) if patches else ()
+    unseen = _unseen(pair, groups) if any(patch.kind == "patch" for patch in patches.values()) else ()
     return StackPositions(
         stack, tuple(positions), {name: indices for name, indices in groups.items() if indices}, unseen
     )

@@ -34,7 +34,7 @@ ENGINES = ("fast", "naive")
 def run(
     what: Experiment | InterventionGraph | str | Path,
     *,
-    model: Model | str | None = None,
+    model: Model | ModelDescription | str | None = None,
     inputs: Sequence[Pair] | None = None,
     backend: str = "local",
     host: str | None = None,
@@ -55,7 +55,7 @@ def run(
     what
         An experiment, a preset's name, a YAML file, or a graph (which then needs `model` and `inputs`).
     model
-        A loaded model or a model's name; the experiment's own where not given.
+        A loaded model, a described one, or a model's name; the experiment's own where not given.
     inputs
         Pairs; the experiment's own where not given.
     backend
@@ -149,7 +149,7 @@ def run(
 
 def _backend(
     name: str,
-    model: Model | str | None,
+    model: Model | ModelDescription | str | None,
     description: ModelDescription,
     experiment: Experiment | None,
     graph: InterventionGraph,
@@ -158,6 +158,9 @@ def _backend(
 ) -> Backend:
     if name == "local":
         return LocalBackend(loaded(model, description, experiment))
+    for option in ("attn_implementation", "quantization"):
+        if experiment and getattr(experiment.model, option) is not None:
+            raise SpecError(f"model.{option}: an NDIF server loads its models as it likes; leave it out.")
     dtype = model.dtype if isinstance(model, Model) else experiment.model.dtype if experiment else "float32"
     return NdifBackend(description, dtype, graph, results, remote)
 
@@ -168,24 +171,23 @@ def check_inputs(inputs: Sequence[Pair] | None) -> None:
         raise SpecError("inputs must be pairs, as vp.load_pairs gives them.")
 
 
-def described(experiment: Experiment | None, model: Model | str | None) -> ModelDescription:
+def described(experiment: Experiment | None, model: Model | ModelDescription | str | None) -> ModelDescription:
     """The model that is given, or the experiment's own, without weights."""
-    if isinstance(model, Model):
-        return model.description
+    if isinstance(model, Model | ModelDescription):
+        return model.description if isinstance(model, Model) else model
     if isinstance(model, str):
-        return describe_model(model)
+        return describe_model(model, attn_implementation=experiment.model.attn_implementation if experiment else None)
     assert experiment is not None
-    return describe_model(experiment.model.name, experiment.model.revision)
+    return describe_model(experiment.model.name, **experiment.model.describing())
 
 
-def loaded(model: Model | str | None, description: ModelDescription, experiment: Experiment | None) -> Model:
+def loaded(
+    model: Model | ModelDescription | str | None, description: ModelDescription, experiment: Experiment | None
+) -> Model:
     """The model that is given, or the one described, loaded as the experiment says."""
     if isinstance(model, Model):
         return model
-    spec = experiment.model if experiment else None
-    return load_model(
-        description, dtype=spec.dtype if spec else "float32", device_map=spec.device_map if spec else None
-    )
+    return load_model(description, **(experiment.model.loading() if experiment else {}))
 
 
 def pairs_of(experiment: Experiment | None) -> list[Pair]:

@@ -23,9 +23,10 @@ class Position:
     Attributes
     ----------
     label
-        Its value on the `position` dimension: the index in a text stack, ``r0c3`` for a patch, `cls`, `decoding`.
+        Its value on the `position` dimension: the index in a text stack, ``r0c3`` for a patch (``i1t2r0c3`` of several
+        pictures and tiles), ``q4`` for a latent, `cls`, `decoding`.
     modality
-        `text` or `image`.
+        `text` or `image`; `padding` of a picture that is smaller than others.
     role
         Name of the narrowest span or region it lies in, else `question`, `template`, `special`, `image`.
     token
@@ -34,6 +35,8 @@ class Position:
         Place in the patch grid, counted from the top left; -1 where there is none.
     box
         What it covers of the original picture, in pixels.
+    image, tile
+        Which of the prompt's pictures, and which part of it that was encoded by itself (-1: all of it, seen small).
     """
 
     label: str
@@ -43,6 +46,8 @@ class Position:
     row: int = -1
     col: int = -1
     box: Box | None = None
+    image: int = 0
+    tile: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,35 +127,6 @@ class StackPositions:
             union = (min(x0), min(y0), max(x1), max(y1))
         modality = members[0].modality if len({m.modality for m in members}) == 1 else "mixed"
         return Position(chosen.label, modality, chosen.label, " ".join(tokens), box=union)
-
-
-def patch_boxes(size: tuple[int, int], rows: int, columns: int, crop: tuple[float, float] | None) -> list[Box]:
-    """The pixel box of the original picture that each patch covers, row by row.
-
-    Parameters
-    ----------
-    size
-        Width and height of the original picture.
-    rows, columns
-        The patch grid.
-    crop
-        Width and height that are cut out of the middle, in lengths of the shorter side; None where it is stretched.
-    """
-    width, height = size
-    x_start, y_start, seen_width, seen_height = 0.0, 0.0, float(width), float(height)
-    if crop:
-        seen_width, seen_height = crop[0] * min(width, height), crop[1] * min(width, height)
-        x_start, y_start = (width - seen_width) / 2, (height - seen_height) / 2
-    return [
-        (
-            round(x_start + seen_width * col / columns),
-            round(y_start + seen_height * row / rows),
-            round(x_start + seen_width * (col + 1) / columns),
-            round(y_start + seen_height * (row + 1) / rows),
-        )
-        for row in range(rows)
-        for col in range(columns)
-    ]
 
 
 def overlaps(box: Box, region: Box) -> bool:

@@ -74,7 +74,7 @@ def corrupted_pairs(
     if corruption.kind == "constraint_replacement":
         return replace_constraint(pairs, seed=seed, **settings)
     if corruption.automatic:
-        tokenizer = description.processor.tokenizer
+        tokenizer = description.tokenizer
         return replace_options(pairs, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]), seed)
     return list(pairs)
 
@@ -141,8 +141,7 @@ def _check_positions(graph: InterventionGraph, architecture: Architecture, pair:
                 received_at(graph, architecture, pair, edit.at)
         if graph.method == "knockout":
             check_edges(graph, architecture, pair)
-            return
-        for site in sites_of(graph):
+        for site in sites_of(graph) if graph.method != "knockout" else ():
             where = f", site {site}"
             chosen = chosen_positions(graph, architecture, site, pair)
             several = [c.label for c in chosen if len(c.indices) > 1]
@@ -152,7 +151,8 @@ def _check_positions(graph: InterventionGraph, architecture: Architecture, pair:
                 keys_of(graph, architecture, site, pair)
         where = ""
         if not cells_of(graph, architecture, pair):
-            raise SpecError("none of the positions is in both the clean and the corrupted prompt")
+            alone = "" if pair.pair.clean.images else ", or none of the layers runs without an image"
+            raise SpecError(f"none of the positions is in both the clean and the corrupted prompt{alone}")
     except SpecError as error:
         raise SpecError(f"Pair {pair.pair.id!r}{where}: {error}.") from error
 

@@ -14,6 +14,11 @@ MAX_DRAWS = 10_000
 MAX_CHARACTERS = 4_000
 """Of one text in a spec."""
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+"""No others: transformers takes a hub id for a name, and runs the code that is there."""
+MASKED: tuple[Attention, ...] = ("eager", "sdpa")
+"""Those that take any additive mask."""
+Quantization = Literal["4bit", "8bit"]
 
 
 class Section(BaseModel):
@@ -64,14 +69,41 @@ Selectors = Annotated[tuple[str | int, ...], BeforeValidator(_selectors)]
 
 
 class ModelSpec(Section):
-    """Which model: bundled name, local folder or hub id; its revision, dtype, and transformers' device_map."""
+    """Which model, and how it is loaded.
+
+    Attributes
+    ----------
+    name, revision
+        Bundled name, local folder or hub id; of the last a branch, tag or commit.
+    family
+        A family's file, for a model that none of the package's files is of; a relative path begins at the working
+        directory.
+    dtype, device_map
+        `float32`, `float16` or `bfloat16`; where to, as transformers takes it ("auto", "cuda:0").
+    attn_implementation
+        How attention is computed, as transformers calls it; its own choice (mostly sdpa) where not given. With one that
+        takes no additive mask nothing can be blocked, and cells are not packed over a key-value prefix.
+    quantization
+        `4bit`, or (with float16) `8bit`, by bitsandbytes, while the weights are loaded.
+    """
 
     name: str = Field(min_length=1)
     revision: str | None = None
+    family: str | None = Field(default=None, min_length=1)
     dtype: str = "float32"
     device_map: str | None = None
+    attn_implementation: Attention | None = None
+    quantization: Quantization | None = None
 
     _dtype = field_validator("dtype")(one_of("dtype", DTYPE_NAMES))
+
+    def describing(self) -> dict[str, Any]:
+        """What `describe_model` takes beside the name."""
+        return {"revision": self.revision, "family": self.family, "attn_implementation": self.attn_implementation}
+
+    def loading(self) -> dict[str, Any]:
+        """What `load_model` takes beside a description."""
+        return {"dtype": self.dtype, "device_map": self.device_map, "quantization": self.quantization}
 
 
 class PairsSpec(Section):

@@ -83,10 +83,7 @@ def sweep(
         A trust check failed.
     """
     graph, encoded, start = prepared.graph, prepared.encoded, time.monotonic()
-    architecture, decode = (
-        prepared.description.architecture,
-        prepared.description.processor.tokenizer.convert_ids_to_tokens,
-    )
+    architecture, decode = prepared.description.architecture, prepared.description.word
     attributes = results.attributes
     known_std = float(str(attributes["noise_std"])) if "noise_std" in attributes else None
     shared = reference(graph, backend, prepared.encode_all, known_std, prepared.candidates())

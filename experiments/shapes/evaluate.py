@@ -77,7 +77,7 @@ def accuracy(
 def answer(model: Any, pictures: Sequence[Any], texts: Sequence[str]) -> list[str]:
     """The model's first word for each picture and question; questions of one length go through together, unpadded."""
     processor, module = model.description.processor, model.envoy._module
-    blip = model.description.architecture.family == "blip"
+    blip = model.description.architecture.family.startswith("blip")
     words: list[str] = [""] * len(texts)
     by_length = defaultdict(list)
     for i, text in enumerate(texts):

@@ -8,7 +8,7 @@ import pkgutil
 
 from tests.families.kit import Known
 
-_HELPERS = ("kit",)
+_HELPERS = ("kit", "page")
 
 
 def all_known() -> dict[str, Known]:

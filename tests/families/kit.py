@@ -81,7 +81,7 @@ class Known:
     towers
         Stack → what it is: `vision`, `question_encoder`, `answer_decoder`, `language`, `qformer`.
     embeds
-        Where what the image side hands to the text side is: [.., image position, width].
+        Where what the image side hands to the text side is: [.., image position, width]; None of a model of text alone.
     tokens
         Where the token embeddings are.
     patches
@@ -89,19 +89,26 @@ class Known:
         Of `vision` and `image_embeds` the sequence is [images · tiles · positions], flattened.
     logits
         The forward pass's output → [vocabulary] at the read-out position.
+    behind
+        What an answer's tokens behind the prompt need of the other inputs beside the attention mask: name → number,
+        or "last" for what is there at the last token of the prompt.
     processor
         Loads what `build` saved, where AutoProcessor cannot without torchvision.
+    handed
+        Whether the package cannot either, so that it is handed the processor.
     """
 
     name: str
     build: Callable[[Path], None]
     encode: Callable[[Any, Sequence[Image.Image], str], Inputs]
     towers: dict[str, Tower]
-    embeds: Place
+    embeds: Place | None
     tokens: Place
     patches: Callable[[Inputs, Any, Sequence[tuple[int, int]]], dict[str, list[tuple[int, Patch]]]]
     logits: Callable[[Any], Tensor] = field(default=lambda out: out.logits[0, -1])
+    behind: dict[str, int | str] = field(default_factory=dict)
     processor: Callable[[Path], Any] = field(default=AutoProcessor.from_pretrained)
+    handed: bool = False
 
 
 Edit = tuple[Place, int, Callable[[Tensor], Tensor]]
@@ -123,10 +130,14 @@ def read(module: nn.Module, known: Known, inputs: Inputs, places: Iterable[tuple
     """What is at places in one forward pass, each [position, width]."""
     found: dict[int, Tensor] = {}
 
-    def keep(number: int) -> Callable[[Tensor], Tensor]:
-        return lambda value: found.setdefault(number, value.clone())
+    def keeper(number: int) -> Callable[[Tensor], Tensor]:
+        def keep(value: Tensor) -> Tensor:
+            found[number] = value.clone()  # the model may go on to change it in place
+            return value
 
-    run(module, known, inputs, [(place, layer, keep(i)) for i, (place, layer) in enumerate(places)])
+        return keep
+
+    run(module, known, inputs, [(place, layer, keeper(i)) for i, (place, layer) in enumerate(places)])
     return [found[i] for i in sorted(found)]
 
 

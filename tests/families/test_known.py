@@ -49,12 +49,10 @@ def test_pictures_and_words_decide_the_answer(made: Made) -> None:
     assert logits.dim() == 1
     assert 0.3 < logits.std() < 10
     assert logits.softmax(-1).max() < 0.99
-    if "vision" in made.known.towers:
+    if made.known.embeds is not None:
         other = kit.run(made.module, made.known, first_inputs(made, kit.picture(1)))
         assert (logits - other).abs().max() > 0.05
-    words = made.encode(
-        *([kit.picture()] if "vision" in made.known.towers else []), text="how many objects are there ?"
-    )
+    words = made.encode(*([kit.picture()] if made.known.embeds else []), text="how many objects are there ?")
     assert (logits - kit.run(made.module, made.known, words)).abs().max() > 0.05
 
 
@@ -94,7 +92,7 @@ def test_parts_of_a_layer_add_up(made: Made) -> None:
         )
         width, length = values["resid_post"].shape[-1], len(values["resid_post"])
         for component, value in values.items():
-            assert len(value) == length, f"{name}.{component}"
+            assert len(value) <= length, f"{name}.{component}"  # of a Q-Former that reads words, the queries' part
             if component.endswith("context"):
                 assert value.shape[-1] % tower.heads == 0
             elif component != "mlp_neuron":

@@ -19,7 +19,7 @@ from vlm_patching.backends.changes import Change, changes_of, key_of, received_a
 from vlm_patching.backends.operations import Needs, Planned, Spot, changed, held, reads
 from vlm_patching.backends.traces import at, trace
 from vlm_patching.graph import SWEPT, Run, row_of
-from vlm_patching.models import Stack, Tap
+from vlm_patching.models import IMAGE_STACKS, Stack, Tap
 
 if TYPE_CHECKING:
     from vlm_patching.backends.plan import Job, Settings
@@ -34,7 +34,7 @@ def exact_traces(job: Job, cells: Sequence[Cell], settings: Settings) -> list[di
     runs = [run for run in job.graph.runs if run.name in SWEPT]
     planned = [_planned(job, runs, number, cell) for number, cell in enumerate(cells)]
     idle = [item for item in planned if settings.cone and _reaches_nothing(job, item)]
-    packed = [item for item in planned if settings.pack and item.stacks == {job.architecture.packs}]
+    packed = [item for item in planned if settings.pack and _can_be_packed(job, item)]
     done = {item.number for item in idle}
     traces = [_filled(job, run, idle) for run in runs if idle]
     for batch in _packed_batches(job, [item for item in packed if item.number not in done], runs[0].name, settings):
@@ -43,6 +43,16 @@ def exact_traces(job: Job, cells: Sequence[Cell], settings: Settings) -> list[di
     for items in _row_batches([item for item in planned if item.number not in done], runs[0].name, job, settings):
         traces += [_rows(job, run, items, settings) for run in runs]
     return traces
+
+
+def _can_be_packed(job: Job, item: Planned) -> bool:
+    """Whether a cell's runs can go on from their base run's keys and values."""
+    architecture = job.architecture
+    if item.stacks != {architecture.packs}:
+        return False
+    if architecture.packs_up_to is not None and job.length + job.given > architecture.packs_up_to:
+        return False
+    return not architecture.packs_text or min(item.start.values()) > job.last_image
 
 
 def _planned(job: Job, runs: Sequence[Run], number: int, cell: Cell) -> Planned:
@@ -109,7 +119,7 @@ def _filled(job: Job, run: Run, items: Sequence[Planned]) -> dict[str, Any]:
 
 def _row_batches(items: Sequence[Planned], run: str, job: Job, settings: Settings) -> Iterator[list[Planned]]:
     """Cells that start at one layer together, or at several where those of one are few, as many as fit."""
-    rows = job.rows_per_pass(settings, any("vision" in item.stacks for item in items))
+    rows = job.rows_per_pass(settings, any(item.stacks & {*IMAGE_STACKS} for item in items))
     together: dict[Any, list[Planned]] = {}
     for item in sorted(items, key=lambda item: item.first[run]) if settings.layers else items:
         together.setdefault(item.first[run] if settings.layers else None, []).append(item)
@@ -130,9 +140,9 @@ def _rows(job: Job, run: Run, items: Sequence[Planned], settings: Settings) -> d
     items = sorted(items, key=lambda item: row_of(base, item.cell.draw))
     spots = {item.number: Spot(row) for row, item in enumerate(items)}
     held_sites = [edit.at.site for edit in run.edits if edit.kind == "hold"]
-    in_vision = any("vision" in item.stacks for item in items) or any(s.startswith("vision.") for s in held_sites)
+    of_image = {site.split(".")[0] for site in held_sites}.union(*[item.stacks for item in items]) & {*IMAGE_STACKS}
     first = min(item.first[run.name] for item in items) if settings.layers else (0, 0)
-    if in_vision:
+    if of_image:
         first = (0, 0)
     draws = [item.cell.draw for item in items]
     index = torch.tensor([row_of(base, draw) for draw in draws])
@@ -141,7 +151,7 @@ def _rows(job: Job, run: Run, items: Sequence[Planned], settings: Settings) -> d
     keeps: dict[str, Tap] = {}
     changed_at = {operation["path"] for operation in operations if operation["do"] != "read"}
     skipped, passed = _passed(job, first, index, changed_at, needs, keeps, settings)
-    reuses = settings.reuse_image and not in_vision
+    reuses = settings.reuse_image and job.has_image and not of_image
     noise = job.noise(run, draws)
     if noise is not None and noise["site"] == "token_embeds" and passed:
         noise = None  # the encoder that it would go into is passed over
@@ -192,8 +202,9 @@ def _passed(
             encoder_passed = True
             continue
         start = layer if here == ordinal and stack.skips else 0
-        for number in range(start):
-            skip(stack.taps["resid_post"], number, start - 1)
+        below = [number for number in range(start) if stack.has("resid_post", number)]
+        for number in below:
+            skip(stack.taps["resid_post"], number, below[-1])
         inner = _self_attention(stack, layer) if here == ordinal and stack.skips else None
         around = {stack.taps["resid_post"].path.format(layer=number) for number in (layer - 1, layer)}
         if inner is not None and not changed_at & {inner.path, *around}:
@@ -202,9 +213,9 @@ def _passed(
         crossed = stack.attentions.get("cross_attn_pattern")
         if crossed is None or not settings.cross_keys:
             continue
-        if ordinal <= architecture.ordinal("image_embeds" if crossed.keys == "vision" else crossed.keys):
+        if ordinal <= architecture.ordinal("image_embeds" if crossed.keys in IMAGE_STACKS else crossed.keys):
             continue  # what the keys and values are made of changes
-        for number in range(start, stack.layers):
+        for number in [n for n in range(start, stack.layers) if stack.has("cross_attn_pattern", n)]:
             folds = crossed.folds and settings.fold and crossed.path.format(layer=number) not in changed_at
             rows = _folded(index) if folds else None
             for path in stack.image_keys:
@@ -220,7 +231,7 @@ def _passed(
 def _self_attention(stack: Stack, layer: int) -> Tap | None:
     """The module that makes a layer's context vectors, and nothing after them; None where there is none."""
     attention = stack.attentions.get("attn_pattern")
-    if attention is None or layer >= stack.layers:
+    if attention is None or layer >= stack.layers or not stack.has("attn_pattern", layer):
         return None
     if stack.taps["attn_context"].path.startswith(f"{attention.path}."):
         return None  # it goes on to the output projection
@@ -270,23 +281,30 @@ def _packed(
     operations = changed(items, run, spots, sender, needs) + reads(job, run)
     operations += held(job, run, needs, (job.architecture.ordinal(stack.name), layer), index, where)
     operations += _entered(base, stack, layer, index, where, needs)
+    image = job.skipped_image(range(rows)) if job.architecture.needs else []
     order = [(spots[item.number].row, number) for number, column in enumerate(columns) for _, item in column]
-    pack = {
+    pack: dict[str, Any] = {
         "cache": f"{base.name}.cache",
         "prefix": max(starts),
         "starts": torch.tensor([starts[i] for i, (a, b) in enumerate(ends) for _ in range(b - a)]),
         "cells": torch.tensor([i for i, (a, b) in enumerate(ends) for _ in range(b - a)]),
         "positions": where,
+        "ahead": job.pair.ahead,
         "ends": torch.tensor([b - 1 - job.given + i for _, b in ends for i in range(1 + job.given)]),
         "at_rows": torch.tensor([row for row, _ in order]),
         "at_columns": torch.tensor([number for _, number in order]),
+        "needs": job.architecture.needs,
+        "per_token": job.architecture.packs_rows,
+        "apart": [n for n in range(stack.layers) if not stack.has("attn_context", n)],
     }
+    if job.architecture.rotary:
+        pack["rotary"] = f"{base.name}.rotary"
     return trace(
         job.architecture,
         run,
         rows,
-        operations,
-        reuses_image=False,
+        [*operations, *image],
+        reuses_image=bool(image),
         measured=run.name != "sender",
         needs=needs,
         cells=torch.tensor([item.number for item in items]),
@@ -315,12 +333,13 @@ def _entered(
 ) -> list[dict[str, Any]]:
     """The base run's hidden states at the queries' positions, put in at a layer; the layers below are passed over."""
     shared = {"index": index, "positions": positions}
-    if layer == 0:
+    below = [number for number in range(layer) if stack.has("resid_post", number)]
+    if not below:
         tap = stack.taps["resid_pre"]
-        key = key_of(base.name, tap, 0)
-        needs[key] = (tap, 0)
-        return [{"do": "hold", "source": key, **shared, **at(tap, 0)}]
+        key = key_of(base.name, tap, layer)
+        needs[key] = (tap, layer)
+        return [{"do": "hold", "source": key, **shared, **at(tap, layer)}]
     tap = stack.taps["resid_post"]
-    key = key_of(base.name, tap, layer - 1)
-    needs[key] = (tap, layer - 1)
-    return [{"do": "skip", "name": key, **shared, **at(tap, number)} for number in range(layer)]
+    key = key_of(base.name, tap, below[-1])
+    needs[key] = (tap, below[-1])
+    return [{"do": "skip", "name": key, **shared, **at(tap, number)} for number in below]

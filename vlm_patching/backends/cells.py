@@ -19,7 +19,7 @@ from vlm_patching.graph import (
 )
 from vlm_patching.inputs import EncodedPair
 from vlm_patching.metrics import METRICS
-from vlm_patching.models import HEAD_COMPONENTS, Architecture, Stack
+from vlm_patching.models import HEAD_COMPONENTS, IMAGE_STACKS, Architecture, Stack
 from vlm_patching.positions import Chosen, StackPositions
 
 
@@ -159,7 +159,7 @@ def keys_of(graph: InterventionGraph, architecture: Architecture, site: str, pai
 
 def cells_of(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair) -> list[Cell]:
     """Every cell of the sweep that exists in this example, in the order of the dimensions."""
-    place, cells = swept_place(graph), []
+    place, cells, architecture = swept_place(graph), [], architecture.on(len(pair.pair.clean.images))
     layers, widths = values_of(graph, "layer", place.layer), values_of(graph, "window", place.window)
     for site in sites_of(graph):
         stack = stack_of(graph, architecture, site)
@@ -168,7 +168,7 @@ def cells_of(graph: InterventionGraph, architecture: Architecture, pair: Encoded
             Cell(site, layer, width, window(layer, width, stack.layers), head, position, keys, edges, strength, draw)
             for edges in outer
             for layer in layers
-            if layer < stack.layers
+            if all(_has(architecture, part, layer) for part in parts(site))
             for width in widths
             for head in _heads(graph, architecture, site)
             if head is None or head < stack.heads
@@ -177,6 +177,10 @@ def cells_of(graph: InterventionGraph, architecture: Architecture, pair: Encoded
             for draw in range(draws_of(graph))
         ]
     return cells
+
+
+def _has(architecture: Architecture, site: str, layer: int) -> bool:
+    return architecture.stack(site.split(".")[0]).has(site.split(".")[-1], layer)
 
 
 def _where(
@@ -234,8 +238,10 @@ def check_cells(
     from_image = graph.run("corrupted").on == "corrupted_image" or (edit is not None and edit.at.site == "pixels")
     for site in sites_of(graph):
         stack = architecture.locate(parts(site)[0])[0]
-        if stack.name == "token_embeds" or (stack.name in ("vision", "image_embeds") and not from_image):
+        if stack.name == "token_embeds" or (stack.name in (*IMAGE_STACKS, "image_embeds") and not from_image):
             continue  # the runs differ in more than what passes here
+        if not stack.complete:
+            continue  # others read more of it than its last layer
         if stack.name == architecture.text_stack and not pair.is_aligned(graph.run("corrupted").on):
             continue  # tokens without a partner keep their own values
         component = "resid_post" if "resid_post" in stack.taps else stack.name
@@ -244,7 +250,7 @@ def check_cells(
             if stack.name == "answer_decoder":
                 continue
             if stack.name == architecture.text_stack and architecture.continues:
-                if not architecture.image.inline:
+                if architecture.image and (architecture.image.carried or not architecture.image.inline):
                     continue  # the image enters again above
                 component, layer = "resid_pre", 0
         everywhere = Chosen("all", tuple(range(len(pair.positions[stack.name].positions))))

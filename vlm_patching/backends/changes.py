@@ -31,9 +31,9 @@ class Change:
     source, source_row, source_positions
         Key of the value that is taken, its row, and its positions, paired with `positions`; of blocked attention the
         positions are those of the keys.
-    heads_blocked, causal, length
-        Of blocked attention: which heads (None for all), whether a query sees only keys up to itself, and how many keys
-        there are (0: as many as queries).
+    heads_blocked, causal, length, context
+        Of blocked attention: which heads (None for all), whether a query sees only keys up to itself, how many keys
+        there are (0: as many as queries), and where the context vectors are, which are 0 where no key is left.
     """
 
     kind: str
@@ -49,6 +49,7 @@ class Change:
     heads_blocked: tuple[int, ...] | None = None
     causal: bool = False
     length: int = 0
+    context: Tap | None = None
 
     @property
     def group(self) -> tuple[Any, ...]:
@@ -100,7 +101,7 @@ def _taken(
     source: str,
 ) -> list[Change]:
     """Values of another run, put in layer by layer."""
-    stack, tap = architecture.locate(site)[0], architecture.tap(site)
+    (stack, component), tap = architecture.locate(site), architecture.tap(site)
     if source == "other":
         here = pair.on(graph.swept.on, stack.name, cell.position.indices)
         there = _in_other(graph, architecture, pair, cell).indices
@@ -115,6 +116,7 @@ def _taken(
     return [
         Change("replace", tap, layer, stack, positions, head, key_of(source, tap, layer), row, sources)
         for layer in layers
+        if stack.has(component, layer)
     ]
 
 
@@ -156,10 +158,10 @@ def _own(
     if edit.factor is not None:
         factor = cell.strength if edit.factor == "strength" else float(edit.factor)
     for site in parts(cell.site):
-        stack, tap = architecture.locate(site)[0], architecture.tap(site)
+        (stack, component), tap = architecture.locate(site), architecture.tap(site)
         here = pair.on(run.on, stack.name, cell.position.indices)
         positions = tuple(i for i in here if i is not None)
-        for layer in cell.layers:
+        for layer in [layer for layer in cell.layers if stack.has(component, layer)]:
             source = None
             if edit.source is not None:
                 source = vector_key(edit.source, cell.position.selector, tap, layer)
@@ -174,31 +176,20 @@ def _blocked(architecture: Architecture, pair: EncodedPair, edit: Edit, cell: Ce
     assert cell.keys is not None and attention.mask is not None
     heads = edit.at.head if isinstance(edit.at.head, tuple) else None
     mask = Tap(attention.path, "input", attention.mask)
-    everything = set(range(len(pair.positions[attention.keys].positions)))
-    blocked = set(cell.keys.indices)
-    emptied = tuple(
-        query
-        for query in cell.position.indices
-        if not ({key for key in everything if key <= query} if attention.causal else everything) - blocked
-    )
-    context = stack.taps[PATTERN_COMPONENTS[cell.site.split(".")[1]]]
-    queries, keys = cell.position.indices, cell.keys.indices
-    changes = []
-    for layer in cell.layers:
-        changes.append(
-            Change(
-                "block",
-                mask,
-                layer,
-                stack,
-                queries,
-                source_positions=keys,
-                heads_blocked=heads,
-                causal=attention.causal,
-                length=0 if attention.keys == stack.name else len(everything),
-            )
+    pattern = cell.site.split(".")[1]
+    return [
+        Change(
+            "block",
+            mask,
+            layer,
+            stack,
+            cell.position.indices,
+            source_positions=cell.keys.indices,
+            heads_blocked=heads,
+            causal=attention.causal,
+            length=0 if attention.keys == stack.name else len(pair.positions[attention.keys].positions),
+            context=stack.taps[PATTERN_COMPONENTS[pattern]],
         )
-        if emptied:
-            for head in heads or (None,):
-                changes.append(Change("multiply", context, layer, stack, emptied, head, factor=0.0))
-    return changes
+        for layer in cell.layers
+        if stack.has(pattern, layer)
+    ]

@@ -18,7 +18,7 @@ from vlm_patching.backends.cells import Cell
 from vlm_patching.backends.changes import Change, changes_of, key_of
 from vlm_patching.backends.traces import at, trace
 from vlm_patching.graph import draws_of, parts, row_of
-from vlm_patching.models import Tap
+from vlm_patching.models import IMAGE_STACKS, Tap
 from vlm_patching.positions import Chosen
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def _trace(job: Job, cells: Sequence[Cell], group_of: Sequence[int], groups: Seq
             start = number * draws * steps
             operations += [_interpolation(job, change, start, draws, steps) for change in _whole_layers(job, first)]
     row_draws = [draw for _ in groups for draw in range(draws) for _ in range(steps)]
-    reuses = not any(part.startswith("vision.") for cell in cells for part in parts(cell.site))
+    reuses = job.has_image and not any(
+        part.split(".")[0] in IMAGE_STACKS for cell in cells for part in parts(cell.site)
+    )
     if reuses:
         operations += job.skipped_image(row_draws)
     gradients = {

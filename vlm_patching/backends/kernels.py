@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vlm_patching.backends.interventions import apply, part_of, perturbed, resolve
+from vlm_patching.backends.interventions import apply, filled, part_of, perturbed, resolve
 from vlm_patching.metrics import METRICS
 
 
@@ -94,22 +94,26 @@ def run_trace(
     """One forward pass of a batch whose rows are cells; its operations are in the order in which the model computes."""
     inputs, given = packed_inputs(program, trace, forced, values)
     graded = "gradients" in trace
+    values[trace["run"] + ".rows"] = trace["rows"]
     if trace["eager"]:
-        before = model._module.config._attn_implementation
+        before = attentions_of(model._module.config)
         model._module.set_attn_implementation("eager")
     lensed = None
     with torch.set_grad_enabled(graded):  # noqa: SIM117 - nnsight takes the block of a with statement that is its own
         with model.trace(**inputs):
             for operation in trace["operations"]:
-                apply(model, operation, values, found)
+                apply(model, operation, trace["rows"], values, found)
             if "lens" in trace:
                 lensed = torch.stack([values[key][0, position] for key, position in trace["lens"]["cells"]])
                 for path in trace["lens"]["unembed"]:
                     lensed = resolve(model, path)(lensed)
+                lensed = bounded(lensed * trace["lens"]["scale"], trace["lens"]["softcap"])
             whole = resolve(model, program["readout"]["path"]).output
             logits = part_of(whole, program["readout"]["part"])
             if trace.get("keeps_cache"):
-                values[trace["run"] + ".cache"] = model.output.past_key_values
+                values[trace["run"] + ".cache"] = whole.past_key_values
+    if logits.dim() == 2:
+        logits = logits[:, None]  # classes, not tokens of a sequence
     if "pack" in trace:
         cells = logits.unflatten(1, (-1, 1 + given))
         logits = cells[trace["pack"]["at_rows"], trace["pack"]["at_columns"]]
@@ -126,6 +130,12 @@ def run_trace(
         measure(program, trace["run"], lensed[:, None].float(), None, values, found)
     if graded:
         estimate(program, trace, logits[:, 0], values, found)
+
+
+def attentions_of(config: Any) -> dict[str, Any]:
+    """How a model attends, and each of its parts, as `set_attn_implementation` takes it."""
+    parts = {name: getattr(config, name) for name in config.sub_configs if getattr(config, name) is not None}
+    return {"": config._attn_implementation, **{name: attentions_of(part) for name, part in parts.items()}}
 
 
 def fill(trace: dict[str, Any], found: dict[str, Any]) -> None:
@@ -162,20 +172,28 @@ def packed_inputs(
     prefix, queries = pack["prefix"], len(pack["positions"])
     cache = copy.copy(values[pack["cache"]])
     cache.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in cache.layers:
-        layer.keys, layer.values = layer.keys[:, :, :prefix], layer.values[:, :, :prefix]
+    for number, layer in enumerate(cache.layers):
+        if number not in pack["apart"]:  # those hold an image's keys, and all of them
+            layer.keys, layer.values = layer.keys[:, :, :prefix], layer.values[:, :, :prefix]
     positions, cells = pack["positions"], pack["cells"]
     before = torch.arange(prefix) < pack["starts"][:, None]
     own = (cells[:, None] == cells) & (positions[:, None] >= positions)
     mask = torch.zeros(queries, prefix + queries, dtype=dtype)
     mask = mask.masked_fill(~torch.cat([before, own], 1), torch.finfo(dtype).min)
+    ids = (positions - pack["ahead"]).expand(rows, queries)
+    if "rotary" in pack:  # [axis, row, position]
+        ids = values[pack["rotary"]].cpu()[:, :, positions].expand(-1, rows, -1)
     inputs = {
         "input_ids": torch.full((rows, queries), program["answer"]),
-        "position_ids": positions.expand(rows, queries),
+        "position_ids": ids,
         "attention_mask": mask.expand(rows, 1, queries, prefix + queries),
         "logits_to_keep": pack["ends"],
     }
-    return {**inputs, "past_key_values": cache}, 0 if forced is None else forced["given"].shape[1]
+    alone, _ = inputs_of(program, trace, None)
+    longer, given = inputs_of(program, trace, forced)
+    inputs |= {name: alone[name] for name in pack["needs"]}
+    inputs |= {name: longer[name][:, positions] for name in pack["per_token"] if name in longer}
+    return {**inputs, "past_key_values": cache}, given
 
 
 def inputs_of(program: dict[str, Any], trace: dict[str, Any], forced: Any) -> tuple[dict[str, Any], int]:
@@ -185,22 +203,45 @@ def inputs_of(program: dict[str, Any], trace: dict[str, Any], forced: Any) -> tu
     """
     rows, inputs = trace["rows"], {}
     for name, tensor in program["inputs"][trace["on"]].items():
-        reused = name == "pixel_values" and trace["reuses_image"]
-        inputs[name] = tensor if reused else tensor.expand(rows, *tensor.shape[1:])
+        tensor = tensor.to(getattr(torch, program["dtype"])) if tensor.is_floating_point() else tensor
+        if len(tensor) == 1 and tensor.dim() in (4, 6) and tensor.is_floating_point():  # pictures, which are not copied
+            inputs[name] = tensor.expand(rows, *tensor.shape[1:])
+        else:  # of a prompt's patches, or tiles, those of all rows one after the other, which some models count through
+            inputs[name] = tensor.repeat(rows, *[1] * (tensor.dim() - 1))
+    for name, other in program["indexes"].items():
+        if name in inputs:
+            counted = program["inputs"][trace["on"]][other].shape[:-1].numel()
+            ahead = counted * torch.arange(rows).repeat_interleave(len(inputs[name]) // rows)[:, None]
+            inputs[name] = torch.where(inputs[name] < 0, inputs[name], inputs[name] + ahead)
     if trace["pixels"] is not None:
-        inputs["pixel_values"] = perturbed(inputs["pixel_values"], trace["pixels"])
-    if "pixel_values" in inputs:
-        inputs["pixel_values"] = inputs["pixel_values"].to(getattr(torch, program["dtype"]))
+        pixels = program["inputs"][trace["on"]]["pixel_values"]
+        noisy = perturbed(pixels.reshape(1, -1, pixels.shape[-1]).expand(rows, -1, -1), trace["pixels"])
+        noisy = noisy.reshape(rows, *pixels.shape).masked_fill(~filled(pixels), 0)
+        inputs["pixel_values"] = noisy.reshape(inputs["pixel_values"].shape).to(inputs["pixel_values"].dtype)
     given = 0 if forced is None else forced["given"].shape[1]
     if given:
         name = program["extends"]
         more = forced["given"].expand(rows, -1)
         inputs[name] = torch.cat([inputs[name], more], 1)
         if name == "input_ids":
-            inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(more)], 1)
+            lengthened(inputs, program["lengthens"], given)
     if program["keeps_logits"]:
-        inputs |= {"logits_to_keep": 1 + given, "use_cache": bool(trace.get("keeps_cache"))}
+        last = torch.arange(-1 - given, 0)  # for a number of them some models leave positions out of upper layers
+        inputs |= {"logits_to_keep": last, "use_cache": bool(trace.get("keeps_cache"))}
     return inputs, given
+
+
+def lengthened(inputs: dict[str, Any], others: dict[str, Any], count: int) -> None:
+    """What goes with the tokens, for as many more of them: a number, or what it was at the last."""
+    for name, value in {"attention_mask": 1, **others}.items():
+        if name in inputs:
+            more = inputs[name][:, -1:].repeat_interleave(count, 1)
+            inputs[name] = torch.cat([inputs[name], more if value == "last" else torch.full_like(more, value)], 1)
+
+
+def bounded(logits: torch.Tensor, bound: float) -> torch.Tensor:
+    """Logits between plus and minus a bound, by tanh; as they are where it is 0."""
+    return bound * torch.tanh(logits / bound) if bound else logits
 
 
 def measure(

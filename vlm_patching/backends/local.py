@@ -33,6 +33,8 @@ class LocalBackend:
         return {
             "weights_sha256": self.model.digest,
             "dtype": self.dtype,
+            "attn_implementation": self.model.attn_implementation,
+            "quantization": self.model.quantization or "",
             "device": str(self.model.device),
             "backend": self.name,
         }

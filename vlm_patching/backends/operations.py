@@ -96,7 +96,8 @@ def held(
         if edit.kind != "hold" or edit.at.layer != "all":
             continue
         stack, tap = architecture.locate(edit.at.site)[0], architecture.tap(edit.at.site)
-        for layer in range(stack.layers):
+        component = architecture.locate(edit.at.site)[1]
+        for layer in [layer for layer in range(stack.layers) if stack.has(component, layer)]:
             if (tap, layer) in read or (architecture.ordinal(stack.name), layer) < first:
                 continue
             key = key_of(base, tap, layer)
@@ -115,22 +116,33 @@ def changed(
             grouped.setdefault(change.group, []).append((spots[item.number], sender[item.number], change))
             if change.source is not None:
                 needs[change.source] = (change.tap, change.layer)
-    return [_block(members) if members[0][2].kind == "block" else _edit(members) for members in grouped.values()]
+    return [
+        operation
+        for members in grouped.values()
+        for operation in (_block(members) if members[0][2].kind == "block" else [_edit(members)])
+    ]
 
 
-def _block(members: Sequence[tuple[Spot, Spot, Change]]) -> dict[str, Any]:
+def _block(members: Sequence[tuple[Spot, Spot, Change]]) -> list[dict[str, Any]]:
+    """Edges are shut in the mask, and what attends to nothing any more is silenced behind it."""
     first = members[0][2]
+    assert first.context is not None
+    across = first.length > 0
     cells = [
         {
             "row": spot.row,
             "heads": change.heads_blocked,
             "queries": torch.tensor([spot.position(i) for i in change.positions]),
-            "keys": torch.tensor([spot.key(i) for i in change.source_positions]),
+            "keys": torch.tensor([i if across else spot.key(i) for i in change.source_positions]),
         }
         for spot, _, change in members
     ]
-    known = {"heads": first.stack.heads, "causal": first.causal, "length": first.length}
-    return {"do": "block", "cells": cells, **known, **at(first.tap, first.layer)}
+    name, heads = key_of("shut", first.tap, first.layer), first.stack.heads
+    known = {"name": name, "heads": heads, "causal": first.causal, "length": first.length}
+    return [
+        {"do": "block", "cells": cells, **known, **at(first.tap, first.layer)},
+        {"do": "silence", "source": name, "heads": heads, **at(first.context, first.layer)},
+    ]
 
 
 def _edit(members: Sequence[tuple[Spot, Spot, Change]]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from vlm_patching.errors import SpecError
 from vlm_patching.graph import SWEPT, InterventionGraph, Run, draws_of, noise_of, row_of
 from vlm_patching.inputs import EncodedPair
 from vlm_patching.metrics import METRICS
-from vlm_patching.models import Architecture, Tap
+from vlm_patching.models import Architecture
 
 MOST_ROWS = 512
 BATCH_BYTES = 192 * 2**20
@@ -111,6 +111,9 @@ class Job:
     pair: EncodedPair
     reference: Reference
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "architecture", self.architecture.on(len(self.pair.pair.clean.images)))
+
     def program(self, cells: Sequence[Cell], settings: Settings, exact: bool = False) -> dict[str, Any]:
         """What `kernels.run_program` interprets: the base runs, then the cells' batches.
 
@@ -128,6 +131,8 @@ class Job:
             "foil": pair.foil[0],
             "forced": self._forced(metrics),
             "extends": "input_ids" if architecture.continues else "decoder_input_ids",
+            "lengthens": architecture.prompting.extends,
+            "indexes": architecture.image.indexes if architecture.image else {},
             "metrics": metrics,
             "keep": graph.keep,
             "vectors": self.reference.vectors,
@@ -174,7 +179,18 @@ class Job:
     @cached_property
     def length(self) -> int:
         """Positions of the swept run's text sequence."""
-        return int(self.pair.inputs[self.graph.swept.on]["input_ids"].shape[1])
+        return self.pair.length(self.graph.swept.on)
+
+    @cached_property
+    def last_image(self) -> int:
+        """The last image position of the text sequence; -1 where it has none."""
+        positions = self.pair.positions[self.architecture.text_stack].positions
+        return max((i for i, position in enumerate(positions) if position.modality == "image"), default=-1)
+
+    @property
+    def has_image(self) -> bool:
+        """Whether the prompt has one."""
+        return len(self.pair.pair.clean.images) > 0
 
     @cached_property
     def given(self) -> int:
@@ -190,12 +206,16 @@ class Job:
         ids = [inputs["input_ids"][0] for inputs in (clean, corrupted)]
         shorter = min(map(len, ids))
         differ = (ids[0][:shorter] != ids[1][:shorter]).nonzero().flatten().tolist()
-        found = [*differ[:1], shorter]
+        found = [self.pair.ahead + i for i in (*differ[:1], shorter)]
         noise = noise_of(self.graph)
-        if not torch.equal(clean["pixel_values"], corrupted["pixel_values"]) or (noise and noise.at.position is None):
-            found += [i for i, position in enumerate(stack.positions) if position.modality == "image"][:1]
+        images = [name for name in clean if name not in ("input_ids", "attention_mask")]
+        same = all(torch.equal(clean[name], corrupted[name]) for name in images)
+        if not same or (noise and noise.at.position is None):
+            apart = self.architecture.image is not None and not self.architecture.image.inline
+            of_image = [i for i, position in enumerate(stack.positions) if position.modality == "image"]
+            found += [0] if apart else of_image[:1]
         if noise and noise.at.position is not None:
-            found += noise_positions(self.graph, self.architecture, self.pair) or []
+            found += [self.pair.ahead + i for i in noise_positions(self.graph, self.architecture, self.pair) or []]
         return min(found)
 
     @property
@@ -209,9 +229,8 @@ class Job:
         """A base run, which reads whatever the sweeps take from it."""
         image, name = self.architecture.image, run.name
         operations: list[dict[str, Any]] = []
-        if name == self.graph.base and any(sweep["reuses_image"] for sweep in sweeps):
-            whole = [Tap(path, "output") for path in image.bypass]
-            operations += [{"do": "keep_whole", "name": f"{name}.{tap.path}", **at(tap)} for tap in whole]
+        if image and name == self.graph.base and any(sweep["reuses_image"] for sweep in sweeps):
+            operations += [{"do": "keep_whole", "name": f"{name}.{tap.path}", **at(tap)} for tap in image.bypass]
             operations.append({"do": "keep_whole", "name": f"{name}.image", **at(image.embeds)})
         keeps = {key: tap for sweep in sweeps for key, tap in sweep.get("keeps", {}).items()}
         if name == self.graph.base:
@@ -223,6 +242,8 @@ class Job:
         operations += [
             {"do": "read", "name": key, **at(instead.get(tap, tap), layer)} for key, (tap, layer) in reads.items()
         ]
+        if keeps_cache and self.architecture.rotary:
+            operations.append({"do": "keep_as_is", "name": f"{name}.rotary", **at(self.architecture.rotary)})
         draws = list(range(draws_of(self.graph))) if "draw" in run.over else [0]
         noise = self.noise(run, draws)
         return trace(
@@ -232,10 +253,15 @@ class Job:
     def skipped_image(self, draws: Sequence[int]) -> list[dict[str, Any]]:
         """Operations that give a swept run the image of its base run, row by draw."""
         base, image = self.graph.run(self.graph.base), self.architecture.image
+        assert image is not None
         index = torch.tensor([row_of(base, draw) for draw in draws])
-        taps = [Tap(path, "output") for path in image.bypass]
-        skipped = [{"do": "skip", "name": f"{base.name}.{tap.path}", "index": None, **at(tap)} for tap in taps]
-        return [*skipped, {"do": "skip", "name": f"{base.name}.image", "index": index, **at(image.embeds)}]
+        skipped = [
+            {"do": "skip", "name": f"{base.name}.{tap.path}", "index": index if tap.part else None, **at(tap)}
+            for tap in image.bypass
+        ]
+        embeds = {"do": "skip", "name": f"{base.name}.image", "index": index, "own": True, **at(image.embeds)}
+        embeds |= {"joined": True} if image.joined else {}
+        return [*skipped, embeds | ({"carried": list(image.carried)} if image.carried else {})]
 
     def noise(self, run: Run, draws: Sequence[int]) -> dict[str, Any] | None:
         """What perturbs a run, row by draw; None where nothing does."""

@@ -16,9 +16,9 @@ from vlm_patching.models import Architecture, Tap
 
 def attention_trace(graph: InterventionGraph, architecture: Architecture, cells: Sequence[Cell]) -> dict[str, Any]:
     """One forward pass that keeps, for every cell, its head's attention from its queries (their mean) to its keys."""
-    grouped: dict[tuple[str, int], list[int]] = {}
+    grouped: dict[tuple[Tap, int], list[int]] = {}
     for number, cell in enumerate(cells):
-        grouped.setdefault((architecture.attention(cell.site)[1].path, cell.layer), []).append(number)
+        grouped.setdefault((architecture.attention(cell.site)[1].probabilities, cell.layer), []).append(number)
     keys = [list(cell.keys.indices) if cell.keys else [] for cell in cells]
     wanted = [
         {"head": cell.head, "queries": list(cell.position.indices), "keys": to}
@@ -26,12 +26,12 @@ def attention_trace(graph: InterventionGraph, architecture: Architecture, cells:
     ]
     width = max(map(len, keys))
     operations = [
-        {"do": "pattern", "cells": [wanted[i] for i in members], "width": width, **at(Tap(path, "output", 1), layer)}
-        for (path, layer), members in grouped.items()
+        {"do": "pattern", "cells": [wanted[i] for i in members], "width": width, **at(tap, layer)}
+        for (tap, layer), members in grouped.items()
     ]
     eager = any(architecture.attention(cell.site)[1].eager for cell in cells)
     made = trace(architecture, graph.swept, 1, operations, measured=False, eager=eager)
-    places = {(path.format(layer=layer)): members for (path, layer), members in grouped.items()}
+    places = {tap.path.format(layer=layer): members for (tap, layer), members in grouped.items()}
     order = [i for operation in made["operations"] for i in places[operation["path"]]]
     return made | {"cells_in_order": torch.tensor(order).argsort()}
 
@@ -40,11 +40,14 @@ def lens_traces(graph: InterventionGraph, architecture: Architecture, cells: Seq
     """A forward pass for each site, which is measured at every cell through the final norm and the unembedding."""
     traces = []
     for site in dict.fromkeys(cell.site for cell in cells):
-        tap, members = architecture.tap(site), [cell for cell in cells if cell.site == site]
+        stack, tap = architecture.locate(site)[0], architecture.tap(site)
+        members = [cell for cell in cells if cell.site == site]
         layers = sorted({cell.layer for cell in members})
         reads = [{"do": "read", "name": key_of(graph.swept.name, tap, layer), **at(tap, layer)} for layer in layers]
         lens = {
-            "unembed": list(architecture.locate(site)[0].unembed),
+            "unembed": list(stack.unembed),
+            "scale": stack.scale,
+            "softcap": stack.softcap,
             "cells": [(key_of(graph.swept.name, tap, cell.layer), cell.position.indices[0]) for cell in members],
         }
         traces.append(trace(architecture, graph.swept, 1, reads, measured=False, lens=lens))

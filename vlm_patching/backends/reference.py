@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from vlm_patching.backends.base import Backend
 from vlm_patching.backends.cells import cells_of
 from vlm_patching.backends.changes import key_of, vector_key
+from vlm_patching.backends.interventions import filled
 from vlm_patching.backends.plan import Job, Reference, Settings, noise_positions
 from vlm_patching.backends.traces import at, trace
 from vlm_patching.errors import SpecError
@@ -57,8 +58,8 @@ def _noise_std(graph: InterventionGraph, backend: Backend, pairs: Pairs) -> floa
     if not noise.relative:
         return noise.std
     if noise.at.site == "pixels":
-        pixels = torch.cat([pair.inputs["clean"]["pixel_values"] for pair in pairs()])
-        return noise.std * float(pixels.double().std(correction=0))
+        given = [pair.inputs["clean"]["pixel_values"] for pair in pairs()]
+        return noise.std * float(torch.cat([pixels[filled(pixels)] for pixels in given]).double().std(correction=0))
     tap = architecture.tap(noise.at.site)
     wanted = (
         summary_program(
@@ -115,8 +116,8 @@ def _places(job: Job) -> dict[tuple[Any, Tap, int], tuple[str, list[int]]]:
     places: dict[tuple[Any, Tap, int], tuple[str, list[int]]] = {}
     for cell in cells_of(job.graph, job.architecture, job.pair):
         for site in parts(cell.site):
-            stack, tap = job.architecture.locate(site)[0], job.architecture.tap(site)
-            for layer in cell.layers:
+            (stack, component), tap = job.architecture.locate(site), job.architecture.tap(site)
+            for layer in [layer for layer in cell.layers if stack.has(component, layer)]:
                 _, indices = places.setdefault((cell.position.selector, tap, layer), (stack.name, []))
                 indices += [i for i in cell.position.indices if i not in indices]
     return places

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vlm_patching.graph import Run
-from vlm_patching.models import PATTERN_COMPONENTS, Architecture, Tap
+from vlm_patching.models import IMAGE_STACKS, PATTERN_COMPONENTS, Architecture, Tap
 
-_STEPS = ("skip", "fold", "unfold", "perturb", "hold", "interpolate", "block", "replace", "add", "multiply", "delta")
+_STEPS = (
+    *("skip", "fold", "unfold", "perturb", "hold", "interpolate"),
+    *("block", "silence", "replace", "add", "multiply", "delta"),
+)
 """Operations at one place, in their order; what only reads comes last."""
 
 
@@ -59,8 +62,16 @@ def at(tap: Tap, layer: int = 0) -> dict[str, Any]:
 def _order(architecture: Architecture) -> Callable[[Mapping[str, Any]], tuple[int, int]]:
     """Sort key of operations: the order in which the model computes their places."""
     tokens = (architecture.token_embeds.path, architecture.token_embeds.end)
-    places: list[tuple[str, str]] = [tokens] if architecture.image.inline else []
+    image = architecture.image
+    places: list[tuple[str, str]] = [tokens] if image is None or not image.before_tokens else []
+    left = [tap.path for tap in image.bypass] if image else []
+    reader = next(stack for stack in architecture.stacks if stack.name not in IMAGE_STACKS)
     for stack in architecture.stacks:
+        if image and stack is reader:
+            places += [*[(path, "output") for path in left], (image.embeds.path, image.embeds.end)]
+            places += [tokens] if image.before_tokens else []
+            if architecture.rotary is not None:
+                places.append((architecture.rotary.path, architecture.rotary.end))
         for layer in range(stack.layers):
             after = ""
             for component, tap in stack.taps.items():
@@ -77,14 +88,15 @@ def _order(architecture: Architecture) -> Callable[[Mapping[str, Any]], tuple[in
                 places.append((tap.path.format(layer=layer), tap.end))
                 if component == "resid_pre" and stack.entry is not None:
                     places.append((stack.entry.path.format(layer=layer), stack.entry.end))
-                if after and component == "attn_out":
+                if after and component in ("attn_out", "cross_attn_out"):
                     places.append((after.format(layer=layer), "output"))
+                    after = ""
         if stack.whole is not None:
             places.append((stack.whole.path, stack.whole.end))
-        if stack.name == "vision":
-            places += [(path, "output") for path in architecture.image.bypass]
-            places.append((architecture.image.embeds.path, architecture.image.embeds.end))
-            places += [] if architecture.image.inline else [tokens]
+        if stack.name in IMAGE_STACKS:
+            around = [path for path in left if stack.taps["resid_post"].path.startswith(f"{path}.")]
+            places += [(path, "output") for path in around]
+            left = [path for path in left if path not in around]
     rank = {place: i for i, place in enumerate(places)}
     step = {name: i for i, name in enumerate(_STEPS)}
     return lambda operation: (rank[operation["path"], operation["end"]], step.get(operation["do"], len(_STEPS)))

@@ -16,9 +16,10 @@ from vlm_patching.bundle.comparison import Comparison, Replay, compare, model_to
 from vlm_patching.bundle.contents import Contents, Summary, opened, summary
 from vlm_patching.bundle.saving import save
 from vlm_patching.errors import SpecError
+from vlm_patching.sections import MASKED, ModelSpec
 
 if TYPE_CHECKING:
-    from vlm_patching.models import Model
+    from vlm_patching.models import Model, ModelDescription
 
 __all__ = ["Comparison", "Replay", "Summary", "replay", "save", "show", "verify"]
 
@@ -108,22 +109,24 @@ def _run(
     threads: int | None,
     progress: bool,
 ) -> xr.Dataset:
-    """The bundle's graph on its pairs, with the model loaded in the dtype of its results."""
+    """The bundle's graph on its pairs, with the model loaded as its results say."""
     from vlm_patching.models import describe_model, load_model
     from vlm_patching.pipeline import run
 
-    made, experiment = contents.environment, contents.experiment
     if model is None:
-        model = model_to_load(made, allow_download)
-    if isinstance(model, str) and backend == "local":
-        revision = made.model_revision or None if model == made.model else None
-        where = device_map or (experiment.model.device_map if experiment else None)
-        model = load_model(describe_model(model, revision), dtype=made.dtype, device_map=where)
-    elif device_map is not None:
+        model = model_to_load(contents.environment, allow_download)
+    if device_map is not None and (backend != "local" or not isinstance(model, str)):
         raise SpecError("device_map is where a model is loaded to; this one is loaded already, or is remote.")
+    given: Model | ModelDescription
+    if isinstance(model, str):
+        spec = _spec(contents, model, device_map)
+        given = describe_model(spec.name, **{**spec.describing(), "family": contents.family})
+        given = load_model(given, **spec.loading()) if backend == "local" else given
+    else:
+        given = model
     return run(
         contents.runnable,
-        model=model,
+        model=given,
         inputs=contents.pairs,
         backend=backend,
         host=host,
@@ -131,3 +134,18 @@ def _run(
         threads=threads,
         progress=progress,
     )
+
+
+def _spec(contents: Contents, name: str, device_map: str | None) -> ModelSpec:
+    """How the model is loaded: as for the bundle's results, but for attention that is somebody else's code."""
+    made, experiment = contents.environment, contents.experiment
+    given = experiment.model if experiment else ModelSpec(name=name)
+    changes = {
+        "name": name,
+        "revision": made.model_revision or None if name == made.model else None,
+        "dtype": made.dtype,
+        "device_map": device_map or given.device_map,
+        "attn_implementation": given.attn_implementation if given.attn_implementation in MASKED else None,
+        "quantization": made.quantization or None,
+    }
+    return given.model_copy(update=changes)

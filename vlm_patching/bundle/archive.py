@@ -37,7 +37,7 @@ _MAX_DIRECTORY = 2**22
 _BLOCK = 2**20
 _LAYOUT = {
     r"(manifest|graph|environment)\.json": MAX_TEXT,
-    r"experiment\.yaml": 2**18,
+    r"(experiment|family)\.yaml": 2**18,
     r"inputs/pairs\.jsonl": 2**26,
     r"inputs/[0-9a-f]{64}\.png": 2**28,
     r"inputs/vectors\.safetensors": 2**28,

@@ -15,16 +15,18 @@ from vlm_patching.bundle.archive import INPUTS, Unpacked, unpacked
 from vlm_patching.bundle.arrays import STORE, read_results
 from vlm_patching.bundle.inputs import LINES, VECTORS, check_png, check_vectors, read_pairs
 from vlm_patching.bundle.records import Environment, Manifest
-from vlm_patching.errors import RunError, SpecError
+from vlm_patching.errors import RunError, SpecError, shown
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph import FILE, InterventionGraph, vector_file
 from vlm_patching.graph.lower import lower
 from vlm_patching.models import bundled_models, describe_model
+from vlm_patching.models.families import Family, parse_family
 from vlm_patching.pairs import Pair, pairs_digest
 from vlm_patching.results.dataset import KEPT
 from vlm_patching.validation import parse_yaml
 
 EXPERIMENT, GRAPH, ENVIRONMENT = "experiment.yaml", "graph.json", "environment.json"
+FAMILY = "family.yaml"
 FIGURES = "figures/"
 _MAX_LINES = 40
 """Of a graph, where it is printed."""
@@ -43,6 +45,8 @@ class Contents:
         None where the graph was written by hand.
     vectors
         The file of vectors that steer, None where none does.
+    family
+        The file that says where the model's sites are; None where the package's own does.
     """
 
     manifest: Manifest
@@ -53,6 +57,7 @@ class Contents:
     pairs: Sequence[Pair]
     results: xr.Dataset
     vectors: Path | None
+    family: Family | None
 
     @property
     def runnable(self) -> InterventionGraph:
@@ -200,7 +205,10 @@ def _read(bundle: Unpacked) -> Contents:
     if vectors is not None:
         check_vectors(vectors)
     pairs = _pairs(bundle.folder)
-    contents = Contents(manifest, bundle.digest, environment, experiment, graph, pairs, results, vectors)
+    family = None
+    if FAMILY in manifest.files:
+        family = parse_family(str(results.attrs.get("family")), bundle.text(FAMILY))
+    contents = Contents(manifest, bundle.digest, environment, experiment, graph, pairs, results, vectors, family)
     _check_attributes(contents)
     _check_results(contents)
     return contents
@@ -226,9 +234,14 @@ def _check_attributes(contents: Contents) -> None:
     }
     if contents.vectors is not None:
         wanted["vector_sha256"] = manifest.files[f"{INPUTS}/{VECTORS}"].sha256
+    if contents.family is not None:
+        wanted |= {"family_file": contents.family.text, "family_sha256": manifest.files[FAMILY].sha256}
+    elif contents.experiment and contents.experiment.model.family:
+        raise SpecError(f"{EXPERIMENT} names a family's file, and the bundle lacks {FAMILY}.")
     for name, value in wanted.items():
         if attributes.get(name) != value:
-            raise SpecError(f"{STORE}: attribute {name} is {attributes.get(name)!r}, and the bundle holds {value!r}.")
+            found = shown(attributes.get(name))
+            raise SpecError(f"{STORE}: attribute {name} is {found}, and the bundle holds {shown(value)}.")
     if manifest.name != graph.name:
         raise SpecError(f"manifest.json: name is {manifest.name!r}, and the graph is called {graph.name!r}.")
     if Environment.of(attributes) != contents.environment:
@@ -259,6 +272,7 @@ def _agrees(contents: Contents) -> bool | None:
     if contents.experiment is None or name not in bundled_models():
         return None
     try:
-        return lower(contents.experiment, describe_model(name).architecture).id == contents.graph.id
+        architecture = describe_model(name, family=contents.family).architecture
+        return lower(contents.experiment, architecture).id == contents.graph.id
     except SpecError:
         return False

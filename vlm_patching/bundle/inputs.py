@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from vlm_patching.bundle.archive import INPUTS, decoded
 from vlm_patching.errors import SpecError
-from vlm_patching.pairs import Pair
+from vlm_patching.pairs import Pair, Prompt
 from vlm_patching.pairs.datasets import folder as pairs_folder
 from vlm_patching.validation import parse_json
 
@@ -39,13 +39,19 @@ def write_pairs(pairs: Sequence[Pair], folder: Path) -> None:
     lines = []
     for pair in pairs:
         prompts = {
-            side: {"image": _picture(prompt.picture(), place), "text": prompt.text}
+            side: {"image": _pictures(prompt, place), "text": prompt.text}
             for side, prompt in (("clean", pair.clean), ("corrupted", pair.corrupted))
         }
         ranges = {key: dict(sorted(getattr(pair, key).items())) for key in ("spans", "spans_corrupted", "regions")}
         words = {"id": pair.id, "answer": pair.answer, "foil": pair.foil, "task": pair.task}
         lines.append(json.dumps({**words, **prompts, **ranges}, ensure_ascii=False))
     (place / LINES).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _pictures(prompt: Prompt, place: Path) -> str | list[str] | None:
+    """The names of a prompt's pictures, as a line of a folder of pairs has them."""
+    names = [_picture(picture, place) for picture in prompt.pictures()]
+    return names if len(names) > 1 else names[0] if names else None
 
 
 def _picture(picture: Image.Image, place: Path) -> str:
@@ -90,10 +96,11 @@ def _named(lines: str) -> list[str]:
         record = parse_json(line, where)
         for side in ("clean", "corrupted"):
             prompt = record.get(side) if isinstance(record, dict) else None
-            name = prompt.get("image") if isinstance(prompt, dict) else None
-            if not isinstance(name, str) or not re.fullmatch(r"[0-9a-f]{64}\.png", name):
-                raise SpecError(f"{where}: {side}.image must be a picture of the bundle, not {name!r}.")
-            named.append(name)
+            given = prompt.get("image", "") if isinstance(prompt, dict) else ""
+            for name in given if isinstance(given, list) else [] if given is None else [given]:
+                if not isinstance(name, str) or not re.fullmatch(r"[0-9a-f]{64}\.png", name):
+                    raise SpecError(f"{where}: {side}.image must be a picture of the bundle, not {name!r}.")
+                named.append(name)
     return named
 
 

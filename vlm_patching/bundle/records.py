@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from vlm_patching.errors import SpecError
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph import InterventionGraph
-from vlm_patching.sections import DTYPE_NAMES, Section
+from vlm_patching.sections import DTYPE_NAMES, Quantization, Section
 from vlm_patching.validation import explain, one_of, parse_json
 
 VERSION: Literal[1] = 1
@@ -80,6 +80,13 @@ class Environment(_Record):
         As the experiment names them.
     weights_sha256
         Digest of the weights; empty where the backend does not tell.
+    image_processor, image_backend
+        The class that made pixels of pictures, and the library that it uses; empty of a model of text alone.
+    family_sha256
+        Digest of the file that says where the model's sites are.
+    attn_implementation, quantization
+        How attention was computed, and how the weights were quantized (empty: not at all); left out where the backend
+        does not tell.
     git_commit, git_dirty
         Of the checkout that vlm_patching ran from, and whether it had changes; left out where it was none.
     versions
@@ -90,6 +97,10 @@ class Environment(_Record):
     model_revision: str
     weights_sha256: str = Field(pattern="^([0-9a-f]{64})?$")
     image_processor: str
+    image_backend: str | None = None
+    family_sha256: Digest | None = None
+    attn_implementation: str | None = None
+    quantization: Quantization | Literal[""] | None = None
     dtype: str
     device: str
     backend: str

@@ -12,13 +12,14 @@ import xarray as xr
 
 from vlm_patching.bundle.archive import INPUTS, pack
 from vlm_patching.bundle.arrays import write_results
-from vlm_patching.bundle.contents import ENVIRONMENT, EXPERIMENT, FIGURES, GRAPH, opened
+from vlm_patching.bundle.contents import ENVIRONMENT, EXPERIMENT, FAMILY, FIGURES, GRAPH, opened
 from vlm_patching.bundle.inputs import VECTORS, write_pairs
 from vlm_patching.bundle.records import Environment
 from vlm_patching.errors import RunError, SpecError
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph import InterventionGraph, vector_file
 from vlm_patching.metrics import METRICS
+from vlm_patching.models.families import Family, families, parse_family
 from vlm_patching.pairs import Pair, pairs_digest
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def save(
     if path.exists() and not overwrite:
         raise SpecError(f"{path} exists already; name another file, or overwrite it (overwrite=True, --force).")
     graph = _graph_of(experiment, ds)
-    pairs = _pairs_of(experiment, ds, inputs)
+    family = _family_of(experiment, ds)
+    pairs = _pairs_of(experiment, ds, inputs, family)
     vectors = _vectors_of(graph, ds)
     part = path.with_name(f"{path.name}.part")
     try:
@@ -85,6 +87,8 @@ def save(
             write_pairs(pairs, folder)
             if vectors is not None:
                 (folder / INPUTS / VECTORS).write_bytes(vectors)
+            if family is not None:
+                (folder / FAMILY).write_text(family.text, encoding="utf-8")
             write_results(ds, folder)
             _write_figures(ds, figures, folder / FIGURES)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +121,18 @@ def _graph_of(experiment: Experiment | InterventionGraph, ds: xr.Dataset) -> Int
     return InterventionGraph.from_json(attributes["graph"])
 
 
-def _pairs_of(experiment: Experiment | InterventionGraph, ds: xr.Dataset, inputs: Sequence[Pair] | None) -> list[Pair]:
+def _family_of(experiment: Experiment | InterventionGraph, ds: xr.Dataset) -> Family | None:
+    """The family's file of the results, where it is not one of the package's as it is now."""
+    if "family_file" not in ds.attrs:
+        return None
+    family = parse_family(ds.attrs["family"], ds.attrs["family_file"])
+    named = isinstance(experiment, Experiment) and experiment.model.family is not None
+    return family if named or families().get(family.name) != family else None
+
+
+def _pairs_of(
+    experiment: Experiment | InterventionGraph, ds: xr.Dataset, inputs: Sequence[Pair] | None, family: Family | None
+) -> list[Pair]:
     """The pairs as they were run, corrupted as the experiment says."""
     from vlm_patching.models import describe_model
     from vlm_patching.pipeline import check_inputs, pairs_of
@@ -127,7 +142,7 @@ def _pairs_of(experiment: Experiment | InterventionGraph, ds: xr.Dataset, inputs
     if isinstance(experiment, Experiment):
         pairs = list(inputs) if inputs is not None else pairs_of(experiment)
         if experiment.corruption is not None:
-            description = describe_model(ds.attrs["model"], ds.attrs["model_revision"] or None)
+            description = describe_model(ds.attrs["model"], ds.attrs["model_revision"] or None, family)
             pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
     elif inputs is None:
         raise SpecError("A graph written by hand does not say its pairs: give save(..., inputs=pairs).")

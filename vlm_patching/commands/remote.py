@@ -1,12 +1,10 @@
-"""`vlm-patching jobs` and `vlm-patching doctor`: what is under way on a server, and whether it can be used."""
+"""`vlm-patching jobs`: what is under way on a server."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,53 +74,3 @@ def _row(job: Job, status: str, description: list[str]) -> dict[str, Any]:
         "host": job.host,
         "description": description,
     }
-
-
-def doctor(
-    backend: Annotated[str, typer.Option(help="local, or ndif.")] = "local",
-    host: Host = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say whether a backend can be used: versions, devices; of a server its models too."""
-    from vlm_patching.errors import unknown
-
-    checks = {"local": _local, "ndif": lambda: _ndif(host)}
-    if backend not in checks:
-        raise unknown("backend", backend, checks)
-    found = checks[backend]()
-    if as_json:
-        print(json.dumps(found, indent=2))
-        return
-    for name, value in found.items():
-        if isinstance(value, list) and value:
-            show(value, False, tuple(value[0]))
-        else:
-            print(f"{name}: {value if value else 'none'}")
-
-
-def _local() -> dict[str, Any]:
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    names = ("vlm-patching", "nnsight", "torch", "transformers", "xarray", "zarr")
-    rows = [{"package": name, "here": metadata.version(name)} for name in names]
-    return {"backend": "local", "GPUs": ", ".join(gpus), "CPU threads": torch.get_num_threads(), "versions": rows}
-
-
-def _ndif(host: str | None) -> dict[str, Any]:
-    from vlm_patching.backends.deployed import version_table
-    from vlm_patching.backends.wire import Remote, Server
-
-    with contextlib.closing(Server(Remote(host=host, patience=30))) as server:
-        server.check()
-        models = [
-            {"model": one.repo, "revision": one.revision, "task": one.task or "-", "state": one.state}
-            for one in server.deployments()
-        ]
-        return {
-            "server": server.address,
-            "API key": "set" if server.has_key else "not set (a server on this machine needs none)",
-            "execution": "trusted" if server.is_trusted() else "sandboxed: no gradients, no switching of attention",
-            "versions": version_table(server),
-            "models": models,
-        }

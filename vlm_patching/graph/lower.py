@@ -11,7 +11,7 @@ from vlm_patching.experiment import Experiment
 from vlm_patching.graph.check import check_graph
 from vlm_patching.graph.ir import Dimension, Edit, InterventionGraph, Place, Read, Run, parts
 from vlm_patching.graph.structure import FILE
-from vlm_patching.models.architecture import HEAD_COMPONENTS, Architecture, Stack
+from vlm_patching.models.architecture import HEAD_COMPONENTS, IMAGE_STACKS, Architecture, Stack
 from vlm_patching.pairs import CORRUPTED_INPUT
 from vlm_patching.sections import CorruptionSpec
 from vlm_patching.sweeps import (
@@ -202,7 +202,9 @@ def _heads_of_senders(section: PathSpec, architecture: Architecture) -> list[str
 
 def _knockout(experiment: Experiment, section: KnockoutSpec, architecture: Architecture) -> InterventionGraph:
     sites = section.sites or tuple(
-        site for site in architecture.pattern_sites() if architecture.attention(site)[1].mask and "vision" not in site
+        site
+        for site in architecture.pattern_sites()
+        if architecture.attention(site)[1].mask and architecture.attention(site)[0].name not in IMAGE_STACKS
     )
     stacks = _pattern_stacks("sites", sites, architecture)
     dimensions = [

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_patching.models.architecture import (
     ENTRIES,
     HEAD_COMPONENTS,
+    IMAGE_STACKS,
     PATTERN_COMPONENTS,
     Architecture,
     Attention,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ENTRIES",
     "HEAD_COMPONENTS",
+    "IMAGE_STACKS",
     "PATTERN_COMPONENTS",
     "Architecture",
     "Attention",

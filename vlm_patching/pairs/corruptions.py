@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import ImageChops
+from PIL import Image, ImageChops
 
 from vlm_patching.errors import SpecError
 from vlm_patching.pairs.image_corruptions import IMAGE_CORRUPTIONS
@@ -47,6 +47,14 @@ def check_corrupted(pairs: Sequence[Pair], on: str) -> None:
                 f"one, and both are {pair.clean.text!r}. With automatic: true it draws other words for both options."
             )
         if on == "corrupted_image" or (on == "corrupted" and same_text):
-            clean, corrupted = pair.clean.picture(), pair.corrupted.picture()
-            if clean.size == corrupted.size and ImageChops.difference(clean, corrupted).getbbox() is None:
+            clean, corrupted = pair.clean.pictures(), pair.corrupted.pictures()
+            if len(clean) != len(corrupted):
+                raise SpecError(
+                    f"Pair {pair.id!r}: the clean prompt has {len(clean)} images, the corrupted one {len(corrupted)}."
+                )
+            if all(map(_same, clean, corrupted)):
                 raise SpecError(f"Pair {pair.id!r}: the clean and the corrupted image are the same picture.")
+
+
+def _same(one: Image.Image, other: Image.Image) -> bool:
+    return one.size == other.size and ImageChops.difference(one, other).getbbox() is None

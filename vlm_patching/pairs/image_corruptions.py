@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image, ImageFilter, ImageStat
 
 from vlm_patching.errors import SpecError, nearest, unknown
-from vlm_patching.pairs.pair import Pair, Prompt
+from vlm_patching.pairs.pair import Pair
 
 Color = tuple[int, int, int]
 
@@ -70,7 +70,7 @@ def corrupt_images(pairs: Sequence[Pair], kind: str, seed: int = 0, **settings: 
     corrupted = []
     for pair in pairs:
         picture = corruption.make(pair, pairs, random.Random(f"{seed}/{kind}/{pair.id}"), **settings)
-        corrupted.append(replace(pair, corrupted=Prompt(picture, pair.corrupted.text)))
+        corrupted.append(replace(pair, corrupted=replace(pair.clean.with_picture(picture), text=pair.corrupted.text)))
     return corrupted
 
 

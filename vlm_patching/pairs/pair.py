@@ -14,39 +14,75 @@ from vlm_patching.errors import SpecError
 
 SUBJECT_ROLES = ("subject_first", "subject_middle", "subject_last", "first_subsequent", "further")
 """Position groups around a span `subject` (Meng et al. 2022); their sixth is `last`."""
-RESERVED = ("all", "question", "text", "last", "image", "decoding", "cls", "other", "position", "edges", *SUBJECT_ROLES)
+RESERVED = (
+    "all",
+    "question",
+    "text",
+    "last",
+    "image",
+    "decoding",
+    "cls",
+    "separator",
+    "other",
+    "thumbnail",
+    "position",
+    "edges",
+    *SUBJECT_ROLES,
+)
 """Names of position groups that every pair has, which its own spans and regions cannot take."""
 
+Picture = Image.Image | Path
 Span = tuple[int, int]
 Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """An image and a text.
+    """A text, and the images in front of it: mostly one.
 
     Attributes
     ----------
     image
-        A picture, or the path of one (read when it is needed).
+        A picture, or the path of one (read when it is needed); several of them; or None.
     text
         The question, as the user writes it; a model's chat template is put around it later.
     """
 
-    image: Image.Image | Path
+    image: Picture | tuple[Picture, ...] | None
     text: str
 
+    @property
+    def images(self) -> tuple[Picture, ...]:
+        """Every image, as it was given."""
+        if self.image is None:
+            return ()
+        return self.image if isinstance(self.image, tuple) else (self.image,)
+
+    def pictures(self) -> tuple[Image.Image, ...]:
+        """Every image in RGB; `SpecError` where a file is missing or broken."""
+        return tuple(map(_read, self.images))
+
     def picture(self) -> Image.Image:
-        """The image in RGB; `SpecError` where its file is missing or broken."""
-        if isinstance(self.image, Image.Image):
-            return self.image.convert("RGB")
-        try:
-            with Image.open(self.image) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-        except FileNotFoundError as error:
-            raise SpecError(f"Image {self.image} does not exist.") from error
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise SpecError(f"Image {self.image} cannot be read as a picture: {error}") from error
+        """The first image in RGB; `SpecError` where there is none, or its file is missing or broken."""
+        if not self.images:
+            raise SpecError(f"the prompt {self.text!r} has no image.")
+        return _read(self.images[0])
+
+    def with_picture(self, picture: Image.Image) -> Prompt:
+        """The prompt with another first image."""
+        return Prompt((picture, *self.images[1:]) if len(self.images) > 1 else picture, self.text)
+
+
+def _read(image: Picture) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        with Image.open(image) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except FileNotFoundError as error:
+        raise SpecError(f"Image {image} does not exist.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise SpecError(f"Image {image} cannot be read as a picture: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -64,7 +100,7 @@ class Pair:
     spans, spans_corrupted
         Character ranges by name, [start, end), of the clean and of the corrupted text.
     regions
-        Pixel boxes by name, x0, y0, x1, y1 (ends excluded), of the clean image.
+        Pixel boxes by name, x0, y0, x1, y1 (ends excluded), of the clean prompt's (first) image.
     task
         What kind of question it is, where a dataset has several; the `task` coordinate of results.
 
@@ -123,6 +159,6 @@ def pairs_digest(pairs: Sequence[Pair]) -> str:
         places = [dict(sorted(part.items())) for part in (pair.spans, pair.spans_corrupted, pair.regions)]
         digest.update(json.dumps([words, places]).encode())
         for prompt in (pair.clean, pair.corrupted):
-            picture = prompt.picture()
-            digest.update(f"{picture.size}".encode() + picture.tobytes())
+            for picture in prompt.pictures():
+                digest.update(f"{picture.size}".encode() + picture.tobytes())
     return digest.hexdigest()

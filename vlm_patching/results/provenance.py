@@ -36,7 +36,10 @@ def planned_attributes(
         "estimate": graph.estimate,
         "model": description.name,
         "model_revision": description.revision or "",
-        "image_processor": type(description.processor.image_processor).__name__,
+        "family": description.family.name,
+        "family_file": description.family.text,
+        "family_sha256": description.family.digest,
+        **image_processor(description),
         "seed": graph.seed,
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": json.dumps({name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()}),
@@ -49,6 +52,15 @@ def planned_attributes(
         attributes["source"] = experiment.source or ""
         attributes["deviations"] = "\n".join(experiment.deviations)
     return attributes
+
+
+def image_processor(description: ModelDescription) -> dict[str, str]:
+    """What makes pixels of pictures, and by which library; empty where the model takes none."""
+    processor = getattr(description.processor, "image_processor", None)
+    if processor is None:
+        return {"image_processor": "", "image_backend": ""}
+    backend = str(getattr(processor, "backend", ""))
+    return {"image_processor": type(processor).__name__, "image_backend": "Pillow" if backend == "pil" else backend}
 
 
 def _vector(graph: InterventionGraph) -> dict[str, str]:

@@ -191,6 +191,13 @@ def check_resumable(path: str | Path, attributes: Mapping[str, Any]) -> None:
             "one."
         )
     _check_same_vector(path, found, attributes)
+    family = attributes["family_sha256"]
+    if found.get("family_sha256", family) != family:
+        raise SpecError(
+            f"Store {path} was begun with another map of the model (family {found.get('family')}, sha256 "
+            f"{str(found['family_sha256'])[:12]}; now {attributes['family']}, {family[:12]}). Name another store, or "
+            "remove this one."
+        )
     if found.get("pairs_sha256") != attributes["pairs_sha256"]:
         then, now = str(found.get("pairs_sha256"))[:12], attributes["pairs_sha256"][:12]
         raise SpecError(

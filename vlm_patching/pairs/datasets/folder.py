@@ -72,10 +72,8 @@ def _pair(line: str, folder: Path, where: str) -> Pair:
     prompts = {}
     for side in ("clean", "corrupted"):
         _check_keys(record[side], ("image", "text"), (), f"{where}, {side}")
-        prompts[side] = Prompt(
-            folder / _text(record[side]["image"], f"{where}, {side}.image"),
-            _text(record[side]["text"], f"{where}, {side}.text"),
-        )
+        images = _images(record[side]["image"], folder, f"{where}, {side}.image")
+        prompts[side] = Prompt(images, _text(record[side]["text"], f"{where}, {side}.text"))
     words: dict[str, Any] = {key: _text(record[key], f"{where}, {key}") for key in ("answer", "foil")}
     words["task"] = _text(record.get("task", ""), f"{where}, task")
     ranges: dict[str, Any] = {key: _ranges(record, key, length, where) for key, length in _RANGES.items()}
@@ -83,11 +81,26 @@ def _pair(line: str, folder: Path, where: str) -> Pair:
         raise SpecError(f"{where}, id must be text or a whole number, not {record['id']!r}.")
     try:
         pair = Pair(id=str(record["id"]), clean=prompts["clean"], corrupted=prompts["corrupted"], **words, **ranges)
-        prompts["corrupted"].picture()
-        _check_regions(pair, *prompts["clean"].picture().size)
+        prompts["corrupted"].pictures()
+        pictures = prompts["clean"].pictures()
+        if pictures:
+            _check_regions(pair, *pictures[0].size)
+        elif pair.regions:
+            raise SpecError(f"Pair {pair.id!r} has regions, but no image.")
     except SpecError as error:
         raise SpecError(f"{where}: {error}") from error
     return pair
+
+
+def _images(value: Any, folder: Path, where: str) -> Path | tuple[Path, ...] | None:
+    """A file, several, or none (null)."""
+    if value is None:
+        return None
+    if isinstance(value, list):
+        if not value:
+            raise SpecError(f"{where} is an empty list; a prompt without an image has null there.")
+        return tuple(folder / _text(name, where) for name in value)
+    return folder / _text(value, where)
 
 
 def _check_keys(record: Any, required: tuple[str, ...], optional: tuple[str, ...], where: str) -> None:
