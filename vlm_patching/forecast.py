@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from vlm_patching.backends.cells import cells_of
+from vlm_patching.backends.joining import companies, passes_of
 from vlm_patching.backends.local import LocalBackend
-from vlm_patching.backends.plan import NAIVE, Job, Reference, Settings, rows_per_pass, settings_on
+from vlm_patching.backends.plan import NAIVE, Job, Reference, Settings, groups_of, rows_per_pass, settings_on
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph.lower import lower
 from vlm_patching.models import Architecture, Model
@@ -117,7 +118,7 @@ def plan(
     what
         An experiment, a preset's name or a YAML file.
     model
-        A model's name; or a loaded model, and then the first pair's passes are run to forecast the time.
+        A model's name; or a loaded model, and then the passes of a few pairs are run to forecast the time.
     inputs, batch_rows, threads
         As `vp.run` takes them.
 
@@ -138,31 +139,33 @@ def plan(
     pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
     prepared = prepare(graph, description, pairs)
     settings = settings_on(model.device if isinstance(model, Model) else torch.device("cpu"), batch_rows)
-    alike = _alike(prepared)
+    groups = groups_of(graph, prepared.encoded, settings)
     engine, naive, cells, largest = Cost(), Cost(), 0, (0, 0)
-    for members in alike:
+    programs: dict[int, dict[str, Any]] = {}
+    for members in _alike(prepared):
         job = _job(prepared, members[0])
         swept = cells_of(graph, description.architecture, job.pair)
         program = job.program(swept, settings)
+        programs |= dict.fromkeys(members, _without_inputs(program))
         engine += _cost(description.architecture, job, program).times(len(members))
         naive += _naive(description.architecture, job, swept).times(len(members))
         cells += len(swept) * len(members)
         largest = max(largest, _largest(description.architecture, job, program, settings))
     seconds = None
     if isinstance(model, Model):
-        backend = LocalBackend(model)
+        backend, timed = LocalBackend(model), groups[:: math.ceil(len(groups) / 3)]
         with backend.running(threads):
-            seconds = sum(_seconds(prepared, members[0], backend, settings) * len(members) for members in alike[:3])
-        seconds *= sum(map(len, alike)) / max(1, sum(len(members) for members in alike[:3]))
+            seconds = sum(_seconds(prepared, group, backend, settings) for group in timed)
+        seconds *= len(pairs) / sum(map(len, timed))
     return Plan(
         experiment.name,
         description.name,
         len(pairs),
         cells,
-        engine,
+        replace(engine, forward_passes=sum(_passes([programs[number] for number in group]) for group in groups)),
         naive,
         *largest,
-        _reuses(description.architecture, settings),
+        _reuses(description.architecture, settings, groups),
         seconds,
     )
 
@@ -182,6 +185,26 @@ def _alike(prepared: Prepared) -> list[list[int]]:
         )
         groups.setdefault(shape, []).append(number)
     return list(groups.values())
+
+
+def _without_inputs(program: Mapping[str, Any]) -> dict[str, Any]:
+    """A program whose inputs have shapes alone, to save memory."""
+    inputs = {
+        kind: {name: tensor.to("meta") for name, tensor in tensors.items()}
+        for kind, tensors in program["inputs"].items()
+    }
+    return {**program, "inputs": inputs}
+
+
+def _passes(programs: Sequence[Mapping[str, Any]]) -> int:
+    """Forward passes of examples that are run together."""
+    total = 0
+    for company in companies(programs):
+        members = [programs[number] for number in company]
+        swept = [trace for parts in passes_of(members, range(len(members))) for trace in parts[0][1]]
+        once = len(members[0]["bases"]) + sum("fill" not in trace for trace in swept)
+        total += once * len(members[0]["forced"])
+    return total
 
 
 def _naive(architecture: Architecture, job: Job, cells: Sequence[Any]) -> Cost:
@@ -227,18 +250,21 @@ def _largest(architecture: Architecture, job: Job, program: Mapping[str, Any], s
     return most, math.ceil(settings.budget * most / max(share, most))
 
 
-def _seconds(prepared: Prepared, number: int, backend: LocalBackend, settings: Settings) -> float:
-    job = _job(prepared, number)
-    program = job.program(cells_of(job.graph, job.architecture, job.pair), settings) | {"keep": "all"}
-    vectors = {key for trace in program["sweeps"] for key in trace.get("needs", {}) if key.startswith("vector:")}
-    if vectors:
+def _seconds(prepared: Prepared, group: Sequence[int], backend: LocalBackend, settings: Settings) -> float:
+    programs = []
+    for number in group:
+        job = _job(prepared, number)
+        cells = cells_of(job.graph, job.architecture, job.pair)
+        programs.append(job.program(cells, settings) | {"keep": "all"})
+    traces = [trace for program in programs for trace in program["sweeps"]]
+    if any(key.startswith("vector:") for trace in traces for key in trace.get("needs", {})):
         return float("nan")  # means over all pairs would have to be taken first
     start = time.perf_counter()
-    backend.execute([program])
+    backend.execute(programs)
     return time.perf_counter() - start
 
 
-def _reuses(architecture: Architecture, settings: Settings) -> tuple[str, ...]:
+def _reuses(architecture: Architecture, settings: Settings, groups: Sequence[Sequence[int]]) -> tuple[str, ...]:
     found = {
         "images": settings.reuse_image,
         "lower layers": settings.layers,
@@ -249,6 +275,7 @@ def _reuses(architecture: Architecture, settings: Settings) -> tuple[str, ...]:
         and any(attention.folds for stack in architecture.stacks for attention in stack.attentions.values()),
         "key-value prefix": settings.pack and bool(architecture.packs),
         "cells without effect": settings.cone,
+        "passes of several pairs": any(len(group) > 1 for group in groups),
     }
     return tuple(name for name, used in found.items() if used)
 

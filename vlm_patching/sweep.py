@@ -74,8 +74,8 @@ def sweep(
     settings: Settings,
     checks: bool,
     progress: bool,
-) -> None:
-    """Run every example that is not in the store yet, and put it there.
+) -> xr.Dataset:
+    """Run every example that is not in the store yet, and put it there; the dataset.
 
     Raises
     ------
@@ -159,6 +159,7 @@ def sweep(
     kept = int((loaded["kept"] == "kept").sum())
     counts = {"examples": len(prepared.pairs), "examples_kept": kept, "examples_unaffected": unaffected(loaded)}
     results.annotate(counts)
+    return loaded.assign_attrs(counts)
 
 
 def _smaller(job: Job, piece: Piece, outcome: Outcome) -> list[Piece]:

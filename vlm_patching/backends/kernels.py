@@ -206,7 +206,9 @@ def in_order(found: dict[str, Any], unfinished: Any) -> None:
             found[other] = [torch.cat(found[other])[order]]
 
 
-def joined_inputs(programs: Any, trace: dict[str, Any], forced: Any, values: dict[str, Any]) -> tuple[dict[str, Any], int]:
+def joined_inputs(
+    programs: Any, trace: dict[str, Any], forced: Any, values: dict[str, Any]
+) -> tuple[dict[str, Any], int]:
     """The forward pass's keyword arguments, and how many tokens of an answer are given behind the prompt."""
     if "pack" in trace:
         first = trace["parts"][0][0]
@@ -268,7 +270,7 @@ def inputs_of(program: dict[str, Any], trace: dict[str, Any], forced: Any) -> tu
     return inputs, given
 
 
-def measure(program: dict[str, Any], logits: torch.Tensor, forced: Any, clean: torch.Tensor) -> dict[str, torch.Tensor]:
+def measure(program: dict[str, Any], logits: torch.Tensor, forced: Any, clean: Any) -> dict[str, torch.Tensor]:
     """Metrics of [row, position, vocabulary]: of the first position, and of a whole answer over all of them."""
     first, found = logits[:, 0], {}
     for metric in program["metrics"]:

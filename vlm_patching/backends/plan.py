@@ -283,7 +283,7 @@ def examples_together(graph: InterventionGraph, pair: EncodedPair, settings: Set
 
 
 def groups_of(graph: InterventionGraph, encoded: Sequence[EncodedPair], settings: Settings) -> list[list[int]]:
-    """Numbers of the examples that may share passes, the same whichever of them are done: those of one shape in turn."""
+    """Numbers of the examples that may share passes: those of one shape in turn, whichever of them are done."""
     groups: list[list[int]] = []
     open_at: dict[Any, int] = {}
     for number, pair in enumerate(encoded):

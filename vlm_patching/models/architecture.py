@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from vlm_patching.errors import SpecError, unknown
@@ -110,7 +111,7 @@ class Stack:
     skips: bool = True
     entry: Tap | None = None
 
-    @property
+    @cached_property
     def components(self) -> tuple[str, ...]:
         """Every component a site of this stack may name."""
         heads = tuple(head for head, context in HEAD_COMPONENTS.items() if context in self.taps)
@@ -179,7 +180,7 @@ class Architecture:
     keeps_logits: bool = False
     packs: str = ""
 
-    @property
+    @cached_property
     def entries(self) -> dict[str, Stack]:
         """`image_embeds` and `token_embeds`, each as a stack of one layer."""
         taps = {"image_embeds": self.image.embeds, "token_embeds": self.token_embeds}
@@ -216,7 +217,7 @@ class Architecture:
         """
         if site in ENTRIES:
             return self.entries[site], site
-        stack, component = self._parts(site, self.sites())
+        stack, component = self._parts(site, self.sites)
         if component in stack.attentions:
             raise SpecError(f"{site} is attention probabilities: they can be read or blocked, not edited.")
         if component not in stack.components:
@@ -231,16 +232,16 @@ class Architecture:
         SpecError
             Where the model lacks it, or the site is of another kind; what there is is listed.
         """
-        stack, component = self._parts(site, self.pattern_sites())
+        stack, component = self._parts(site, self.pattern_sites)
         if component not in stack.attentions:
             raise unknown(f"attention pattern of this {self.family} model", site, self.pattern_sites())
         return stack, stack.attentions[component]
 
-    def _parts(self, site: str, known: list[str]) -> tuple[Stack, str]:
+    def _parts(self, site: str, known: Callable[[], list[str]]) -> tuple[Stack, str]:
         name, _, component = site.partition(".")
         if not component:
             raise SpecError(
-                f"Site {site!r} must be 'stack.component'. This {self.family} model has: {', '.join(known)}."
+                f"Site {site!r} must be 'stack.component'. This {self.family} model has: {', '.join(known())}."
             )
         return self.stack(name), component
 
