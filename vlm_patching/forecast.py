@@ -17,6 +17,7 @@ from vlm_patching.backends.local import LocalBackend
 from vlm_patching.backends.plan import NAIVE, Job, Reference, Settings, groups_of, rows_per_pass, settings_on
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph.lower import lower
+from vlm_patching.inputs import EncodedPair
 from vlm_patching.models import Architecture, Model
 from vlm_patching.pairs import Pair
 from vlm_patching.pipeline import check_inputs, described, pairs_of
@@ -140,7 +141,7 @@ def plan(
     prepared = prepare(graph, description, pairs)
     settings = settings_on(model.device if isinstance(model, Model) else torch.device("cpu"), batch_rows)
     groups = groups_of(graph, prepared.encoded, settings)
-    engine, naive, cells, largest = Cost(), Cost(), 0, (0, 0)
+    engine, naive, cells = Cost(), Cost(), 0
     programs: dict[int, dict[str, Any]] = {}
     for members in _alike(prepared):
         job = _job(prepared, members[0])
@@ -150,7 +151,11 @@ def plan(
         engine += _cost(description.architecture, job, program).times(len(members))
         naive += _naive(description.architecture, job, swept).times(len(members))
         cells += len(swept) * len(members)
-        largest = max(largest, _largest(description.architecture, job, program, settings))
+    passes, largest = 0, (0, 0)
+    for group in groups:
+        count, rows = _passes([programs[number] for number in group])
+        passes += count
+        largest = max(largest, (rows, _bytes_of(description.architecture, prepared.encoded[group[0]], rows, settings)))
     seconds = None
     if isinstance(model, Model):
         backend, timed = LocalBackend(model), groups[:: math.ceil(len(groups) / 3)]
@@ -162,7 +167,7 @@ def plan(
         description.name,
         len(pairs),
         cells,
-        replace(engine, forward_passes=sum(_passes([programs[number] for number in group]) for group in groups)),
+        replace(engine, forward_passes=passes),
         naive,
         *largest,
         _reuses(description.architecture, settings, groups),
@@ -196,15 +201,25 @@ def _without_inputs(program: Mapping[str, Any]) -> dict[str, Any]:
     return {**program, "inputs": inputs}
 
 
-def _passes(programs: Sequence[Mapping[str, Any]]) -> int:
-    """Forward passes of examples that are run together."""
-    total = 0
+def _passes(programs: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Forward passes of examples that are run together; and the rows (or query positions) of the largest swept one."""
+    count = largest = 0
     for company in companies(programs):
         members = [programs[number] for number in company]
-        swept = [trace for parts in passes_of(members, range(len(members))) for trace in parts[0][1]]
-        once = len(members[0]["bases"]) + sum("fill" not in trace for trace in swept)
-        total += once * len(members[0]["forced"])
-    return total
+        swept = [
+            sum(_rows(trace) for trace in traces)
+            for parts in passes_of(members, range(len(members)))
+            for traces in zip(*[step for _, step in parts], strict=True)
+            if "fill" not in traces[0]
+        ]
+        count += (len(members[0]["bases"]) + len(swept)) * len(members[0]["forced"])
+        largest = max([largest, *swept])
+    return count, largest
+
+
+def _rows(trace: Mapping[str, Any]) -> int:
+    rows: int = len(trace["pack"]["positions"]) if "pack" in trace else trace["rows"]
+    return rows
 
 
 def _naive(architecture: Architecture, job: Job, cells: Sequence[Any]) -> Cost:
@@ -243,11 +258,10 @@ def _layers_run(architecture: Architecture, name: str, skipped: Iterable[str]) -
     return sum(path.format(layer=layer) not in set(skipped) for layer in range(stack.layers))
 
 
-def _largest(architecture: Architecture, job: Job, program: Mapping[str, Any], settings: Settings) -> tuple[int, int]:
-    rows = [len(trace["pack"]["positions"]) if "pack" in trace else trace.get("rows", 0) for trace in program["sweeps"]]
-    most = max(rows, default=0)
-    share = rows_per_pass(architecture, job.pair, replace(settings, rows=None))
-    return most, math.ceil(settings.budget * most / max(share, most))
+def _bytes_of(architecture: Architecture, pair: EncodedPair, rows: int, settings: Settings) -> int:
+    """About what the widest activations of a pass take."""
+    share = rows_per_pass(architecture, pair, replace(settings, rows=None))
+    return math.ceil(settings.budget * rows / max(share, rows))
 
 
 def _seconds(prepared: Prepared, group: Sequence[int], backend: LocalBackend, settings: Settings) -> float:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from vlm_patching.backends.base import Backend, Failure, Outcome, Piece
 from vlm_patching.backends.cells import Cell, cells_of
-from vlm_patching.backends.plan import TOGETHER, Job, Settings, groups_of, rows_per_pass
+from vlm_patching.backends.plan import Job, Settings, groups_of, rows_per_pass
 from vlm_patching.backends.reference import reference
 from vlm_patching.errors import RunError
 from vlm_patching.graph import SWEPT, InterventionGraph, sites_of
@@ -102,7 +102,7 @@ def sweep(
     results.annotate({"plan": json.dumps(planned(graph, architecture, encoded, settings))})
     spent = float(attributes.get("wall_seconds", 0.0))
 
-    @lru_cache(maxsize=TOGETHER)  # what has just been run is what is written next
+    @lru_cache(maxsize=max(map(len, groups), default=1))  # what has just been run is what is written next
     def job_of(example: int) -> Job:
         return Job(graph, architecture, prepared.encode(example), shared)
 
@@ -125,7 +125,7 @@ def sweep(
         say("")
         for piece, outcome in backend.stream(queue, say):
             i = piece.example
-            if written[i] or i in failed:  # in another part of its cells
+            if written[i] or i in failed:  # by an earlier run; in another part of its cells
                 continue
             job = job_of(i)
             left = parts.take(piece, outcome)

@@ -126,11 +126,17 @@ def joined(parts: Any, before: Any) -> dict[str, Any]:
         at_rows = [pack["at_rows"] + start for pack, start in zip(packs, starts, strict=True)]
         first["pack"] = {
             **first["pack"],
-            "base_rows": torch.cat(of_base),
+            "base_rows": in_one_piece(torch.cat(of_base)),
             "at_rows": torch.cat(at_rows),
             "at_columns": torch.cat([pack["at_columns"] for pack in packs]),
         }
     return first
+
+
+def in_one_piece(rows: torch.Tensor) -> Any:
+    """A slice where rows follow each other, so that what it takes is not copied."""
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if torch.equal(rows, torch.arange(first, last + 1)) else rows
 
 
 def rows_before(programs: Any) -> list[dict[str, int]]:
