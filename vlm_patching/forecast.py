@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from vlm_patching.backends.cells import cells_of
+from vlm_patching.backends.joining import companies, passes_of
 from vlm_patching.backends.local import LocalBackend
-from vlm_patching.backends.plan import NAIVE, Job, Reference, Settings, rows_per_pass, settings_on
+from vlm_patching.backends.plan import NAIVE, Job, Reference, Settings, groups_of, rows_per_pass, settings_on
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph.lower import lower
+from vlm_patching.inputs import EncodedPair
 from vlm_patching.models import IMAGE_STACKS, Architecture, Model
 from vlm_patching.pairs import Pair
 from vlm_patching.pipeline import check_inputs, described, pairs_of
@@ -117,7 +119,7 @@ def plan(
     what
         An experiment, a preset's name or a YAML file.
     model
-        A model's name; or a loaded model, and then the first pair's passes are run to forecast the time.
+        A model's name; or a loaded model, and then the passes of a few pairs are run to forecast the time.
     inputs, batch_rows, threads
         As `vp.run` takes them.
 
@@ -138,31 +140,37 @@ def plan(
     pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
     prepared = prepare(graph, description, pairs)
     settings = settings_on(model.device if isinstance(model, Model) else torch.device("cpu"), batch_rows)
-    alike = _alike(prepared)
-    engine, naive, cells, largest = Cost(), Cost(), 0, (0, 0)
-    for members in alike:
+    groups = groups_of(graph, description.architecture, prepared.encoded, settings)
+    engine, naive, cells = Cost(), Cost(), 0
+    programs: dict[int, dict[str, Any]] = {}
+    for members in _alike(prepared):
         job = _job(prepared, members[0])
         swept = cells_of(graph, description.architecture, job.pair)
         program = job.program(swept, settings)
+        programs |= dict.fromkeys(members, _without_inputs(program))
         engine += _cost(description.architecture, job, program).times(len(members))
         naive += _naive(description.architecture, job, swept).times(len(members))
         cells += len(swept) * len(members)
-        largest = max(largest, _largest(description.architecture, job, program, settings))
+    passes, largest = 0, (0, 0)
+    for group in groups:
+        count, rows = _passes([programs[number] for number in group])
+        passes += count
+        largest = max(largest, (rows, _bytes_of(description.architecture, prepared.encoded[group[0]], rows, settings)))
     seconds = None
     if isinstance(model, Model):
-        backend = LocalBackend(model)
+        backend, timed = LocalBackend(model), groups[:: math.ceil(len(groups) / 3)]
         with backend.running(threads):
-            seconds = sum(_seconds(prepared, members[0], backend, settings) * len(members) for members in alike[:3])
-        seconds *= sum(map(len, alike)) / max(1, sum(len(members) for members in alike[:3]))
+            seconds = sum(_seconds(prepared, group, backend, settings) for group in timed)
+        seconds *= len(pairs) / sum(map(len, timed))
     return Plan(
         experiment.name,
         description.name,
         len(pairs),
         cells,
-        engine,
+        replace(engine, forward_passes=passes),
         naive,
         *largest,
-        _reuses(description.architecture, settings),
+        _reuses(description.architecture, settings, groups),
         seconds,
     )
 
@@ -182,6 +190,36 @@ def _alike(prepared: Prepared) -> list[list[int]]:
         )
         groups.setdefault(shape, []).append(number)
     return list(groups.values())
+
+
+def _without_inputs(program: Mapping[str, Any]) -> dict[str, Any]:
+    """A program whose inputs have shapes alone, to save memory."""
+    inputs = {
+        kind: {name: tensor.to("meta") for name, tensor in tensors.items()}
+        for kind, tensors in program["inputs"].items()
+    }
+    return {**program, "inputs": inputs}
+
+
+def _passes(programs: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Forward passes of examples that are run together; and the rows (or query positions) of the largest swept one."""
+    count = largest = 0
+    for company in companies(programs):
+        members = [programs[number] for number in company]
+        swept = [
+            sum(_rows(trace) for trace in traces)
+            for parts in passes_of(members, range(len(members)))
+            for traces in zip(*[step for _, step in parts], strict=True)
+            if "fill" not in traces[0]
+        ]
+        count += (len(members[0]["bases"]) + len(swept)) * len(members[0]["forced"])
+        largest = max([largest, *swept])
+    return count, largest
+
+
+def _rows(trace: Mapping[str, Any]) -> int:
+    rows: int = len(trace["pack"]["positions"]) if "pack" in trace else trace["rows"]
+    return rows
 
 
 def _naive(architecture: Architecture, job: Job, cells: Sequence[Any]) -> Cost:
@@ -220,25 +258,27 @@ def _layers_run(architecture: Architecture, name: str, skipped: Iterable[str]) -
     return sum(path.format(layer=layer) not in set(skipped) for layer in range(stack.layers))
 
 
-def _largest(architecture: Architecture, job: Job, program: Mapping[str, Any], settings: Settings) -> tuple[int, int]:
-    rows = [len(trace["pack"]["positions"]) if "pack" in trace else trace.get("rows", 0) for trace in program["sweeps"]]
-    most = max(rows, default=0)
-    share = rows_per_pass(architecture, job.pair, replace(settings, rows=None))
-    return most, math.ceil(settings.budget * most / max(share, most))
+def _bytes_of(architecture: Architecture, pair: EncodedPair, rows: int, settings: Settings) -> int:
+    """About what the widest activations of a pass take."""
+    share = rows_per_pass(architecture, pair, replace(settings, rows=None))
+    return math.ceil(settings.budget * rows / max(share, rows))
 
 
-def _seconds(prepared: Prepared, number: int, backend: LocalBackend, settings: Settings) -> float:
-    job = _job(prepared, number)
-    program = job.program(cells_of(job.graph, job.architecture, job.pair), settings) | {"keep": "all"}
-    vectors = {key for trace in program["sweeps"] for key in trace.get("needs", {}) if key.startswith("vector:")}
-    if vectors:
+def _seconds(prepared: Prepared, group: Sequence[int], backend: LocalBackend, settings: Settings) -> float:
+    programs = []
+    for number in group:
+        job = _job(prepared, number)
+        cells = cells_of(job.graph, job.architecture, job.pair)
+        programs.append(job.program(cells, settings) | {"keep": "all"})
+    traces = [trace for program in programs for trace in program["sweeps"]]
+    if any(key.startswith("vector:") for trace in traces for key in trace.get("needs", {})):
         return float("nan")  # means over all pairs would have to be taken first
     start = time.perf_counter()
-    backend.execute([program])
+    backend.execute(programs)
     return time.perf_counter() - start
 
 
-def _reuses(architecture: Architecture, settings: Settings) -> tuple[str, ...]:
+def _reuses(architecture: Architecture, settings: Settings, groups: Sequence[Sequence[int]]) -> tuple[str, ...]:
     found = {
         "images": settings.reuse_image,
         "lower layers": settings.layers,
@@ -249,6 +289,7 @@ def _reuses(architecture: Architecture, settings: Settings) -> tuple[str, ...]:
         and any(attention.folds for stack in architecture.stacks for attention in stack.attentions.values()),
         "key-value prefix": settings.pack and bool(architecture.packs),
         "cells without effect": settings.cone,
+        "passes of several pairs": any(len(group) > 1 for group in groups),
     }
     return tuple(name for name, used in found.items() if used)
 

@@ -143,8 +143,7 @@ def run(
     results.annotate(ready.attributes())
     with ready.running(threads):
         settings = NAIVE if engine == "naive" else ready.settings(batch_rows)
-        sweep(prepared, ready, blank, results, settings, checks, progress)
-    return results.load()
+        return sweep(prepared, ready, blank, results, settings, checks, progress)
 
 
 def _backend(

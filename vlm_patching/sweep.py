@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from vlm_patching.backends.base import Backend, Failure, Outcome, Piece
 from vlm_patching.backends.cells import Cell, cells_of
-from vlm_patching.backends.plan import Job, Settings, rows_per_pass
+from vlm_patching.backends.plan import Job, Settings, groups_of, rows_per_pass
 from vlm_patching.backends.reference import reference
 from vlm_patching.errors import RunError
 from vlm_patching.graph import SWEPT, InterventionGraph, sites_of
@@ -44,6 +44,8 @@ class Parts:
         if isinstance(outcome, Failure):
             return piece.cells
         unfinished = outcome.pop("unfinished", piece.cells[:0].long())
+        if len(unfinished) == len(piece.cells) > 0:
+            return piece.cells
         finished = torch.ones(len(piece.cells), dtype=torch.bool).index_fill(0, unfinished, False)
         self.found.setdefault(piece.example, []).append((piece.cells[finished], outcome))
         return piece.cells[unfinished]
@@ -72,8 +74,8 @@ def sweep(
     settings: Settings,
     checks: bool,
     progress: bool,
-) -> None:
-    """Run every example that is not in the store yet, and put it there.
+) -> xr.Dataset:
+    """Run every example that is not in the store yet, and put it there; the dataset.
 
     Raises
     ------
@@ -89,23 +91,31 @@ def sweep(
     shared = reference(graph, backend, prepared.encode_all, known_std, prepared.candidates())
     if shared.noise_std:
         results.annotate({"noise_std": shared.noise_std})
-    todo = [i for i, done in enumerate(results.done()) if not done]
+    written = results.done()
+    todo = [i for i, done in enumerate(written) if not done]
     unchecked = checks and "checks" not in attributes
-    cells = {i: cells_of(graph, architecture, encoded[i]) for i in todo}
+    groups = [
+        group for group in groups_of(graph, architecture, encoded, settings) if not all(written[i] for i in group)
+    ]
+    cells = {i: cells_of(graph, architecture, encoded[i]) for group in groups for i in group}
     results.annotate({"plan": json.dumps(planned(graph, architecture, encoded, settings))})
     spent = float(attributes.get("wall_seconds", 0.0))
 
-    @lru_cache(maxsize=1)  # what has just been run is what is written next
+    @lru_cache(maxsize=max(map(len, groups), default=1))  # what has just been run is what is written next
     def job_of(example: int) -> Job:
         return Job(graph, architecture, prepared.encode(example), shared)
 
     def program(piece: Piece) -> dict[str, Any]:
         return job_of(piece.example).program([cells[piece.example][n] for n in piece.cells.tolist()], piece.settings)
 
-    queue = deque(Piece(i, torch.arange(len(cells[i])), settings, program) for i in todo)
+    queue = deque(  # what is written is run again with the rest of its group: numbers do not depend on when it stopped
+        Piece(i, torch.arange(len(cells[i])), settings, program, number)
+        for number, group in enumerate(groups)
+        for i in group
+    )
     parts, failed, done = Parts(), dict[int, str](), 0
     every = 0.1 if sys.stderr.isatty() else 10  # a log wants a line now and then
-    total = sum(map(len, cells.values()))
+    total = sum(len(cells[i]) for i in todo)
     with tqdm(total=total, unit="cell", desc=graph.name, disable=not progress, mininterval=every) as bar:
 
         def say(state: str) -> None:
@@ -114,12 +124,12 @@ def sweep(
         say("")
         for piece, outcome in backend.stream(queue, say):
             i = piece.example
-            if i in failed:  # in another part of its cells
+            if written[i] or i in failed:  # by an earlier run; in another part of its cells
                 continue
             job = job_of(i)
             left = parts.take(piece, outcome)
             if len(left) or isinstance(outcome, Failure):
-                piece = replace(piece, cells=left)
+                piece = replace(piece, cells=left, group=None)
                 smaller = _smaller(job, piece, outcome)
                 if smaller:
                     rest = [part for other in queue for part in _spared(other, piece, smaller[0].settings, outcome)]
@@ -148,6 +158,7 @@ def sweep(
     kept = int((loaded["kept"] == "kept").sum())
     counts = {"examples": len(prepared.pairs), "examples_kept": kept, "examples_unaffected": unaffected(loaded)}
     results.annotate(counts)
+    return loaded.assign_attrs(counts)
 
 
 def _smaller(job: Job, piece: Piece, outcome: Outcome) -> list[Piece]:

@@ -28,15 +28,18 @@ class Piece:
         How they are cut into passes.
     make
         Makes its program.
+    group
+        Pieces of one group may share passes; None for one that is run alone.
     """
 
     example: int
     cells: torch.Tensor
     settings: Settings
     make: Callable[[Piece], dict[str, Any]]
+    group: int | None = None
 
     def program(self) -> dict[str, Any]:
-        """What `kernels.run_program` interprets."""
+        """What `kernels.run_programs` interprets."""
         return self.make(self)
 
 
@@ -86,7 +89,7 @@ class Backend(Protocol):
         ...
 
     def execute(self, programs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One result dict a program, as `kernels.run_program` describes it."""
+        """One result dict a program, as `kernels.run_together` describes it."""
         ...
 
     def summaries(self, programs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -38,7 +38,7 @@ def exact_traces(job: Job, cells: Sequence[Cell], settings: Settings) -> list[di
     done = {item.number for item in idle}
     traces = [_filled(job, run, idle) for run in runs if idle]
     for batch in _packed_batches(job, [item for item in packed if item.number not in done], runs[0].name, settings):
-        traces += [_packed(job, runs, run, batch) for run in runs]
+        traces += [_packed(job, runs, run, batch, settings) for run in runs]
     done |= {item.number for item in packed}
     for items in _row_batches([item for item in planned if item.number not in done], runs[0].name, job, settings):
         traces += [_rows(job, run, items, settings) for run in runs]
@@ -164,6 +164,7 @@ def _rows(job: Job, run: Run, items: Sequence[Planned], settings: Settings) -> d
         reuses_image=reuses,
         measured=run.name != "sender",
         needs=needs,
+        most=job.rows_per_pass(settings, bool(of_image)),
         keeps=keeps,
         cells=torch.tensor([item.number for item in items]),
     )
@@ -267,7 +268,7 @@ def _packed_batches(
 
 
 def _packed(
-    job: Job, runs: Sequence[Run], run: Run, columns: Sequence[Sequence[tuple[int, Planned]]]
+    job: Job, runs: Sequence[Run], run: Run, columns: Sequence[Sequence[tuple[int, Planned]]], settings: Settings
 ) -> dict[str, Any]:
     """One forward pass whose query positions are cells, over the base run's keys and values."""
     stack = job.architecture.stack(job.architecture.packs)
@@ -307,6 +308,7 @@ def _packed(
         reuses_image=bool(image),
         measured=run.name != "sender",
         needs=needs,
+        most=settings.tokens // len(positions),
         cells=torch.tensor([item.number for item in items]),
         pack=pack,
     )

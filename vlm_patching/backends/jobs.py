@@ -12,11 +12,11 @@ from functools import cache
 from typing import Any
 
 from vlm_patching import metrics
-from vlm_patching.backends import interventions, kernels
+from vlm_patching.backends import interventions, joining, kernels
 from vlm_patching.backends.base import Piece
 from vlm_patching.results.store import MemoryStore, StoreAttributes
 
-SHIPPED = (metrics, interventions, kernels)
+SHIPPED = (metrics, interventions, joining, kernels)
 """Modules whose functions travel with a job, by value."""
 ATTRIBUTE = "jobs"
 

@@ -10,41 +10,104 @@ from typing import Any
 import torch
 
 from vlm_patching.backends.interventions import apply, filled, part_of, perturbed, resolve
+from vlm_patching.backends.joining import companies, joined, passes_of, rows_before
 from vlm_patching.metrics import METRICS
 
 
 def run_programs(model: Any, programs: Any) -> list[dict[str, Any]]:
-    """Interpret each program inside the session that is open; returns their results in order."""
-    return [run_program(model, program) for program in programs]
+    """Interpret each program inside the session that is open, those that are alike together; their results in order."""
+    results: list[dict[str, Any]] = [{} for _ in programs]
+    for company in companies(programs):
+        found = run_together(model, [programs[number] for number in company])
+        for number, result in zip(company, found, strict=True):
+            results[number] = result
+    return results
 
 
-def run_program(model: Any, program: dict[str, Any]) -> dict[str, Any]:
-    """One example: its base runs, then, if the example is kept, its swept runs.
+def run_together(model: Any, programs: Any) -> list[dict[str, Any]]:
+    """Examples whose base runs are alike: their base runs, then the swept runs of those that are kept.
 
-    Returns a dict of ``run.metric`` → [row] float32, ``run.top`` → [row] (the most likely token), `attention` →
-    [cell, key], and `kept` → bool. Values that later traces need stay in `values`, where the model is. Where whole
+    Returns for each a dict of ``run.metric`` → [row] float32, ``run.top`` → [row] (the most likely token), `attention`
+    → [cell, key], and `kept` → bool. Values that later traces need stay in `values`, where the model is. Where whole
     answers are measured, all of it is done once for each of them, teacher-forced. Where memory ran out on the way,
     `unfinished` has the numbers of the cells that are not among the results.
     """
-    results: dict[str, Any] = {}
-    measured: list[dict[str, list[torch.Tensor]]] = []
-    reached = len(program["sweeps"])
-    for number, forced in enumerate(program["forced"]):
-        values: dict[str, Any] = dict(program["vectors"])
-        found: dict[str, list[torch.Tensor]] = {}
-        for trace in program["bases"]:
-            run_trace(model, program, trace, forced, values, found)
+    measured: list[list[dict[str, list[torch.Tensor]]]] = [[] for _ in programs]
+    before, kept, passes = rows_before(programs), [], []
+    for number in range(len(programs[0]["forced"])):
+        forced = [program["forced"][number] for program in programs]
+        values: dict[str, Any] = dict(programs[0]["vectors"])
+        found: list[dict[str, list[torch.Tensor]]] = [{} for _ in programs]
+        for traces in zip(*[program["bases"] for program in programs], strict=True):
+            run_trace(model, programs, joined(list(enumerate(traces)), before), forced, values, found)
         if number == 0:
-            results["kept"] = is_kept(program, found)
-        if results["kept"]:
-            reached = sweep(model, program, reached, forced, values, found)
-        measured.append(found)
-    left = [trace["cells"] for trace in program["sweeps"][reached:]]
-    if left:
-        results["unfinished"] = torch.cat(left).unique()
+            kept = [is_kept(program, of_one) for program, of_one in zip(programs, found, strict=True)]
+            passes = passes_of(programs, [member for member, is_in in enumerate(kept) if is_in])
+        passes = sweep(model, programs, passes, before, forced, values, found)
+        for of_all, of_one in zip(measured, found, strict=True):
+            of_all.append(of_one)
+    results = []
+    for member, (program, is_in) in enumerate(zip(programs, kept, strict=True)):
+        done = [trace for parts in passes for other, step in parts if other == member for trace in step]
+        left = unfinished(program, done) if is_in else None
+        results.append({"kept": is_in} | result_of(program, measured[member], left))
+    return results
+
+
+def sweep(
+    model: Any, programs: Any, passes: Any, before: Any, forced: Any, values: dict[str, Any], found: Any
+) -> list[list[tuple[int, list[dict[str, Any]]]]]:
+    """Swept runs, examples apart where memory does not suffice for several; those that it sufficed for.
+
+    An example for which it does not suffice is left where it is; it is an error where that is all there is.
+    """
+    done: list[list[tuple[int, list[dict[str, Any]]]]] = []
+    waiting = list(passes)
+    while waiting:
+        parts = waiting.pop(0)
+        try:
+            run_pass(model, programs, parts, before, forced, values, found)
+        except torch.OutOfMemoryError:
+            half, (member, step) = len(parts) // 2, parts[0]
+            if half:
+                waiting[:0] = [parts[:half], parts[half:]]
+                continue
+            if "cells" not in step[0] or (len(programs) == 1 and not done):
+                raise
+            others = [[part for part in parts if part[0] != member] for parts in waiting]
+            waiting = [parts for parts in others if parts]
+        else:
+            done.append(parts)
+    return done
+
+
+def run_pass(
+    model: Any, programs: Any, parts: Any, before: Any, forced: Any, values: dict[str, Any], found: Any
+) -> None:
+    """Steps of several examples, which are alike."""
+    for traces in zip(*[step for _, step in parts], strict=True):
+        if "fill" in traces[0]:
+            fill(traces[0], found[parts[0][0]])
+        else:
+            together = joined([(member, trace) for (member, _), trace in zip(parts, traces, strict=True)], before)
+            run_trace(model, programs, together, forced, values, found)
+
+
+def unfinished(program: dict[str, Any], done: Any) -> Any:
+    """The numbers of the cells whose swept runs are not among those that are done; None where all are."""
+    wanted, found = ([trace["cells"] for trace in traces if "cells" in trace] for traces in (program["sweeps"], done))
+    if len(wanted) == len(found):
+        return None
+    cells = torch.cat(wanted).unique()
+    return cells[~torch.isin(cells, torch.cat([*found, cells[:0]]))]
+
+
+def result_of(program: dict[str, Any], measured: list[dict[str, list[torch.Tensor]]], left: Any) -> dict[str, Any]:
+    """One example's results, without the cells that are left; `measured` is a dict for each answer that is forced."""
+    results: dict[str, Any] = {} if left is None else {"unfinished": left}
     scores: dict[str, list[list[torch.Tensor]]] = {}
     for found in measured:
-        in_order(found, results.get("unfinished"))
+        in_order(found, left)
         for name in [name for name in found if name.endswith(".score")]:
             scores.setdefault(name.removesuffix(".score"), []).append(found.pop(name))
     results |= {name: torch.cat(tensors) for name, tensors in measured[0].items()}
@@ -53,23 +116,6 @@ def run_program(model: Any, program: dict[str, Any]) -> dict[str, Any]:
         for metric in [name for name in program["metrics"] if "scores" in METRICS[name]]:
             results[run + "." + metric] = METRICS[metric]["of"](together)
     return results
-
-
-def sweep(
-    model: Any, program: dict[str, Any], most: int, forced: Any, values: dict[str, Any], found: dict[str, Any]
-) -> int:
-    """The first `most` swept runs; how many of them memory sufficed for (it is an error where not for the first)."""
-    for number, trace in enumerate(program["sweeps"][:most]):
-        try:
-            if "fill" in trace:
-                fill(trace, found)
-            else:
-                run_trace(model, program, trace, forced, values, found)
-        except torch.OutOfMemoryError:
-            if number == 0 or "cells" not in trace:
-                raise
-            return number
-    return most
 
 
 def is_kept(program: dict[str, Any], found: dict[str, Any]) -> bool:
@@ -84,17 +130,18 @@ def is_kept(program: dict[str, Any], found: dict[str, Any]) -> bool:
 
 
 def run_trace(
-    model: Any,
-    program: dict[str, Any],
-    trace: dict[str, Any],
-    forced: Any,
-    values: dict[str, Any],
-    found: dict[str, Any],
+    model: Any, programs: Any, trace: dict[str, Any], forced: Any, values: dict[str, Any], found: Any
 ) -> None:
-    """One forward pass of a batch whose rows are cells; its operations are in the order in which the model computes."""
-    inputs, given = packed_inputs(program, trace, forced, values)
+    """One forward pass of a batch whose rows are cells; its operations are in the order in which the model computes.
+
+    `forced` and `found` have one entry an example; whose rows are in the batch `trace["parts"]` says.
+    """
+    parts, run = trace["parts"], trace["run"]
+    member = parts[0][0]
+    program = programs[member]
+    inputs, given = joined_inputs(programs, trace, forced, values)
     graded = "gradients" in trace
-    values[trace["run"] + ".rows"] = trace["rows"]
+    values[run + ".rows"] = trace["rows"]
     if trace["eager"]:
         before = attentions_of(model._module.config)
         model._module.set_attn_implementation("eager")
@@ -102,7 +149,7 @@ def run_trace(
     with torch.set_grad_enabled(graded):  # noqa: SIM117 - nnsight takes the block of a with statement that is its own
         with model.trace(**inputs):
             for operation in trace["operations"]:
-                apply(model, operation, trace["rows"], values, found)
+                apply(model, operation, trace["rows"], values, found[member])
             if "lens" in trace:
                 lensed = torch.stack([values[key][0, position] for key, position in trace["lens"]["cells"]])
                 for path in trace["lens"]["unembed"]:
@@ -111,7 +158,7 @@ def run_trace(
             whole = resolve(model, program["readout"]["path"]).output
             logits = part_of(whole, program["readout"]["part"])
             if trace.get("keeps_cache"):
-                values[trace["run"] + ".cache"] = whole.past_key_values
+                values[run + ".cache"] = whole.past_key_values
     if logits.dim() == 2:
         logits = logits[:, None]  # classes, not tokens of a sequence
     if "pack" in trace:
@@ -121,15 +168,22 @@ def run_trace(
     if trace["eager"]:
         model._module.set_attn_implementation(before)
     if "cells_in_order" in trace:
-        found["attention"] = [torch.cat(found["attention"])[trace["cells_in_order"]]]
-    if "cells" in trace and trace["measured"]:
-        found.setdefault(trace["run"] + ".cells", []).append(trace["cells"])
+        found[member]["attention"] = [torch.cat(found[member]["attention"])[trace["cells_in_order"]]]
+    measured = []
     if trace["measured"]:
-        measure(program, trace["run"], logits, forced, values, found)
+        counts = [len(part.get("cells", range(part["rows"]))) for _, part in parts]
+        for (owner, part), share in zip(parts, logits.split(counts), strict=True):
+            clean = values.setdefault(f"clean.logits of {owner}", share[:, 0])  # the clean run is always the first
+            measured.append((owner, measure(programs[owner], share, forced[owner], clean)))
+            measured.append((owner, {"cells": part["cells"]} if "cells" in part else {}))
+    clean = values.get(f"clean.logits of {member}")
     if lensed is not None:
-        measure(program, trace["run"], lensed[:, None].float(), None, values, found)
+        measured.append((member, measure(program, lensed[:, None].float(), None, clean)))
     if graded:
-        estimate(program, trace, logits[:, 0], values, found)
+        measured.append((member, estimate(program, trace, logits[:, 0], clean, values, found[member])))
+    for owner, numbers in measured:
+        for name, tensor in numbers.items():
+            found[owner].setdefault(run + "." + name, []).append(tensor)
 
 
 def attentions_of(config: Any) -> dict[str, Any]:
@@ -162,19 +216,32 @@ def in_order(found: dict[str, Any], unfinished: Any) -> None:
             found[other] = [torch.cat(found[other])[order]]
 
 
+def joined_inputs(
+    programs: Any, trace: dict[str, Any], forced: Any, values: dict[str, Any]
+) -> tuple[dict[str, Any], int]:
+    """The forward pass's keyword arguments, and how many tokens of an answer are given behind the prompt."""
+    if "pack" in trace:
+        first = trace["parts"][0][0]
+        return packed_inputs(programs[first], trace, forced[first], values)
+    made = [inputs_of(programs[owner], part, forced[owner]) for owner, part in trace["parts"]]
+    inputs, given = made[0]
+    if len(made) == 1:
+        return inputs, given
+    names = [name for name, value in inputs.items() if isinstance(value, torch.Tensor)]
+    return inputs | {name: torch.cat([of_one[name] for of_one, _ in made]) for name in names}, given
+
+
 def packed_inputs(
     program: dict[str, Any], trace: dict[str, Any], forced: Any, values: dict[str, Any]
 ) -> tuple[dict[str, Any], int]:
-    """The forward pass's keyword arguments: of a batch of rows, or of query positions over a shared prefix."""
-    if "pack" not in trace:
-        return inputs_of(program, trace, forced)
+    """The forward pass's keyword arguments where it is of query positions over a shared prefix."""
     pack, rows, dtype = trace["pack"], trace["rows"], getattr(torch, program["dtype"])
-    prefix, queries = pack["prefix"], len(pack["positions"])
+    prefix, queries, base_rows = pack["prefix"], len(pack["positions"]), pack.get("base_rows", slice(None))
     cache = copy.copy(values[pack["cache"]])
     cache.layers = [copy.copy(layer) for layer in cache.layers]
     for number, layer in enumerate(cache.layers):
-        if number not in pack["apart"]:  # those hold an image's keys, and all of them
-            layer.keys, layer.values = layer.keys[:, :, :prefix], layer.values[:, :, :prefix]
+        most = slice(None) if number in pack["apart"] else slice(prefix)  # those hold an image's keys, and all of them
+        layer.keys, layer.values = layer.keys[base_rows, :, most], layer.values[base_rows, :, most]
     positions, cells = pack["positions"], pack["cells"]
     before = torch.arange(prefix) < pack["starts"][:, None]
     own = (cells[:, None] == cells) & (positions[:, None] >= positions)
@@ -244,31 +311,33 @@ def bounded(logits: torch.Tensor, bound: float) -> torch.Tensor:
     return bound * torch.tanh(logits / bound) if bound else logits
 
 
-def measure(
-    program: dict[str, Any], run: str, logits: torch.Tensor, forced: Any, values: dict[str, Any], found: dict[str, Any]
-) -> None:
+def measure(program: dict[str, Any], logits: torch.Tensor, forced: Any, clean: Any) -> dict[str, torch.Tensor]:
     """Metrics of [row, position, vocabulary]: of the first position, and of a whole answer over all of them."""
-    first = logits[:, 0]
-    clean = values.setdefault("clean.logits", first)  # the clean run is always the first
+    first, found = logits[:, 0], {}
     for metric in program["metrics"]:
         if "scores" not in METRICS[metric]:
-            measured = METRICS[metric]["of"](first, program["answer"], program["foil"], clean).cpu()
-            found.setdefault(run + "." + metric, []).append(measured)
+            found[metric] = METRICS[metric]["of"](first, program["answer"], program["foil"], clean).cpu()
     tokens = [program["answer"]] if forced is None else forced["tokens"]
     reached = logits[:, : len(tokens)]
     wanted = torch.tensor(tokens, device=logits.device)
-    found.setdefault(run + ".top", []).append(first.argmax(-1).cpu())
-    found.setdefault(run + ".right", []).append((reached.argmax(-1) == wanted).all(-1).cpu())
+    found["top"] = first.argmax(-1).cpu()
+    found["right"] = (reached.argmax(-1) == wanted).all(-1).cpu()
     if forced is not None:
         chosen = reached.log_softmax(-1).gather(-1, wanted.expand(len(logits), -1)[..., None])
-        found.setdefault(run + ".score", []).append(chosen[..., 0].sum(-1).cpu())
+        found["score"] = chosen[..., 0].sum(-1).cpu()
+    return found
 
 
 def estimate(
-    program: dict[str, Any], trace: dict[str, Any], logits: torch.Tensor, values: dict[str, Any], found: dict[str, Any]
-) -> None:
+    program: dict[str, Any],
+    trace: dict[str, Any],
+    logits: torch.Tensor,
+    clean: Any,
+    values: dict[str, Any],
+    found: dict[str, Any],
+) -> dict[str, torch.Tensor]:
     """Metrics of cells from gradients: the base run's, plus (source - base) · mean gradient over the cell's entries."""
-    wanted, clean = trace["gradients"], values["clean.logits"]
+    wanted, estimated = trace["gradients"], {}
     deltas = {term["delta"]: values[term["delta"]] for term in wanted["terms"]}
     for metric in program["metrics"]:
         total = torch.zeros(wanted["cells"], device=logits.device)
@@ -282,7 +351,8 @@ def estimate(
                     effects = products(slope, term, values, wanted["steps"])
                     total.index_add_(0, term["of_cell"].to(total.device), effects)
         base = found[wanted["base"] + "." + metric][0][wanted["base_rows"]]
-        found.setdefault(trace["run"] + "." + metric, []).append(base + total.cpu())
+        estimated[metric] = base + total.cpu()
+    return estimated
 
 
 def products(slope: torch.Tensor, term: dict[str, Any], values: dict[str, Any], steps: int) -> torch.Tensor:
@@ -305,7 +375,8 @@ def summarize(model: Any, programs: Any) -> dict[str, torch.Tensor]:
     for program in programs:
         values: dict[str, Any] = {}
         for trace in program["bases"]:
-            run_trace(model, program, trace, None, values, {})
+            alone = joined([(0, trace)], rows_before([program]))
+            run_trace(model, [program], alone, [None], values, [{}])
         for wanted in program["summaries"]:
             value = values[wanted["value"]].double().cpu()
             value = value if wanted["positions"] is None else value[:, wanted["positions"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import nnsight
@@ -56,13 +57,20 @@ class LocalBackend:
 
     def stream(self, queue: deque[Piece], say: Callable[[str], None]) -> Iterator[tuple[Piece, Outcome]]:
         while queue:
-            piece = queue.popleft()
-            outcome: Outcome
+            pieces = [queue.popleft()]
+            while queue and queue[0].group is not None and queue[0].group == pieces[0].group:
+                pieces.append(queue.popleft())
+            outcomes: Sequence[Outcome]
             try:
-                outcome = self.execute([piece.program()])[0]
+                outcomes = self.execute([piece.program() for piece in pieces])
             except torch.OutOfMemoryError as error:
-                outcome = Failure(str(error), size=True)
-            yield piece, outcome
+                if len(pieces) > 1:  # what is too much for several may suffice for one
+                    apart = [replace(piece, group=None) for piece in [*pieces, *queue]]
+                    queue.clear()
+                    queue.extend(apart)
+                    continue
+                outcomes = [Failure(str(error), size=True)]
+            yield from zip(pieces, outcomes, strict=True)
 
     @contextlib.contextmanager
     def running(self, threads: int | None) -> Iterator[None]:

@@ -111,7 +111,7 @@ class NdifBackend:
         }
 
     def settings(self, rows: int | None) -> Settings:
-        return Settings(rows=rows)
+        return Settings(rows=rows, join=False)  # what is written is never asked for again
 
     @contextlib.contextmanager
     def running(self, threads: int | None) -> Iterator[None]:

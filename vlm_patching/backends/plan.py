@@ -1,10 +1,10 @@
 """Graph + architecture + one encoded pair → a program: batches whose rows are cells, as plain data.
 
 A program is a dict: `inputs` (kind → tensors), `answer`, `foil`, `forced` (whole answers), `metrics`, `keep`,
-`vectors`, `readout`, and two lists of traces, `bases` and `sweeps`. A trace has `run`, `on`, `rows`, `measured`,
-`reuses_image` (whether the image encoder is skipped), `pixels` (noise on the pixels, or None), `eager` (whether
-attention probabilities are wanted), `operations` in the order of execution, and, where its rows are not what is
-measured, `lens` or `gradients`.
+`vectors`, `readout`, `joins` (how many examples may share passes), and two lists of traces, `bases` and `sweeps`. A
+trace has `run`, `on`, `rows`, `measured`, `reuses_image` (whether the image encoder is skipped), `pixels` (noise on the
+pixels, or None), `eager` (whether attention probabilities are wanted), `operations` in the order of execution, `most`
+(rows, where other examples' may be added) and, where its rows are not what is measured, `lens` or `gradients`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ MOST_ROWS = 512
 BATCH_BYTES = 192 * 2**20
 """On a CPU larger passes gain nothing, as they leave its caches; on a GPU a quarter of what is free is used."""
 TOKENS_ON_GPU = 1024
+TOGETHER = 8
+"""Most examples that share passes, and most packed passes' worth of positions in a base run that they share."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Settings:
         Recompute only positions from the first edited one on, cells packed over one key-value prefix.
     cone
         Fill cells that cannot reach the read-out without running them.
+    join
+        Run several examples' rows in one pass, where their passes are alike and small.
     """
 
     rows: int | None = None
@@ -69,9 +73,10 @@ class Settings:
     fold: bool = True
     pack: bool = True
     cone: bool = True
+    join: bool = True
 
 
-NAIVE = Settings(rows=1, reuse_image=False, layers=False, cross_keys=False, fold=False, pack=False, cone=False)
+NAIVE = Settings(1, reuse_image=False, layers=False, cross_keys=False, fold=False, pack=False, cone=False, join=False)
 """One forward pass per cell and nothing reused: what every other way must agree with."""
 
 
@@ -135,6 +140,7 @@ class Job:
             "indexes": architecture.image.indexes if architecture.image else {},
             "metrics": metrics,
             "keep": graph.keep,
+            "joins": examples_together(graph, architecture, pair, settings),
             "vectors": self.reference.vectors,
             "keeps_logits": architecture.keeps_logits,
             "readout": {"path": architecture.readout.path, "part": architecture.readout.part},
@@ -291,6 +297,35 @@ def rows_per_pass(architecture: Architecture, pair: EncodedPair, settings: Setti
     queries = keys if in_vision else len(pair.positions[architecture.text_stack].positions)
     heads = max(stack.heads for stack in architecture.stacks)
     return max(1, min(MOST_ROWS, settings.budget // (4 * queries * max(keys * heads, 4096))))
+
+
+def examples_together(
+    graph: InterventionGraph, architecture: Architecture, pair: EncodedPair, settings: Settings
+) -> int:
+    """How many examples of one shape may share passes: as many as fill a base run; 1 where none are joined."""
+    if not settings.join or not architecture.joins or graph.estimate != "exact":
+        return 1
+    rows, positions = draws_of(graph), max(len(stack.positions) for stack in pair.positions.values())
+    most = min(TOGETHER, TOGETHER * settings.tokens // (rows * positions))
+    return max(1, most if settings.rows is None else min(most, settings.rows // rows))
+
+
+def groups_of(
+    graph: InterventionGraph, architecture: Architecture, encoded: Sequence[EncodedPair], settings: Settings
+) -> list[list[int]]:
+    """Numbers of the examples that may share passes: those of one shape in turn, whichever of them are done."""
+    groups: list[list[int]] = []
+    open_at: dict[Any, int] = {}
+    for number, pair in enumerate(encoded):
+        lengths = [len(stack.positions) for stack in pair.positions.values()]
+        partners = [len(indices) - indices.count(None) for indices in pair.alignment.values()]
+        shape = (*lengths, *partners, len(pair.answer), len(pair.foil))
+        at = open_at.get(shape)
+        if at is None or len(groups[at]) >= examples_together(graph, architecture, pair, settings):
+            at = open_at[shape] = len(groups)
+            groups.append([])
+        groups[at].append(number)
+    return groups
 
 
 def noise_positions(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair) -> list[int] | None:

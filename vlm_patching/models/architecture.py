@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from vlm_patching.errors import SpecError, unknown
@@ -151,7 +152,7 @@ class Stack:
         }
         return replace(self, only=run) if self.imaged else self
 
-    @property
+    @cached_property
     def components(self) -> tuple[str, ...]:
         """Every component a site of this stack may name."""
         heads = tuple(head for head, context in HEAD_COMPONENTS.items() if context in self.taps)
@@ -306,6 +307,13 @@ class Architecture:
         return self if pictures else replace(self, stacks=tuple(stack.without_image() for stack in self.stacks))
 
     @property
+    def joins(self) -> bool:
+        """Whether prompts of several examples can be rows of one batch as they are: nothing counts through the rows."""
+        image = self.image
+        counted = image is not None and (image.indexes or image.joined or image.carried)
+        return not (counted or (self.packs and (self.needs or self.packs_rows or self.rotary)))
+
+    @cached_property
     def entries(self) -> dict[str, Stack]:
         """`image_embeds` and `token_embeds`, each as a stack of one layer."""
         taps = {"image_embeds": self.image.embeds} if self.image else {}
@@ -344,7 +352,7 @@ class Architecture:
         """
         if site in self.entries:
             return self.entries[site], site
-        stack, component = self._parts(site, self.sites())
+        stack, component = self._parts(site, self.sites)
         if component in stack.attentions:
             raise SpecError(f"{site} is attention probabilities: they can be read or blocked, not edited.")
         if component not in stack.components:
@@ -359,16 +367,16 @@ class Architecture:
         SpecError
             Where the model lacks it, or the site is of another kind; what there is is listed.
         """
-        stack, component = self._parts(site, self.pattern_sites())
+        stack, component = self._parts(site, self.pattern_sites)
         if component not in stack.attentions:
             raise unknown(f"attention pattern of this {self.family} model", site, self.pattern_sites())
         return stack, stack.attentions[component]
 
-    def _parts(self, site: str, known: list[str]) -> tuple[Stack, str]:
+    def _parts(self, site: str, known: Callable[[], list[str]]) -> tuple[Stack, str]:
         name, _, component = site.partition(".")
         if not component:
             raise SpecError(
-                f"Site {site!r} must be 'stack.component'. This {self.family} model has: {', '.join(known)}."
+                f"Site {site!r} must be 'stack.component'. This {self.family} model has: {', '.join(known())}."
             )
         return self.stack(name), component
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,19 +122,20 @@ class ZarrStore(StoreAttributes):
             shutil.rmtree(part, ignore_errors=True)
             raise RunError(f"The store {self.path} could not be made: {error}. Nothing has been run.") from error
 
+    @cached_property
+    def _arrays(self) -> dict[str, zarr.Array]:
+        return dict(zarr.open_group(self.path, mode="r+").arrays())
+
     def done(self) -> list[bool]:
         """Which examples are written."""
-        labels = zarr.open_group(self.path, mode="r")["kept"]
-        assert isinstance(labels, zarr.Array)
-        return [str(kept) != NOT_RUN for kept in np.asarray(labels[:])]
+        return [str(kept) != NOT_RUN for kept in np.asarray(self._arrays["kept"][:])]
 
     def write(self, index: int, values: Mapping[str, Any], kept: str) -> None:
         """Write one example's arrays, then its label; `RunError` (and nothing lost) where the disk does not take it."""
         try:
-            group = zarr.open_group(self.path, mode="r+")
             for name, array in values.items():
-                _array(group, name)[index] = array
-            _array(group, "kept")[index] = kept
+                self._arrays[name][index] = array
+            self._arrays["kept"][index] = kept
         except OSError as error:
             written = sum(self.done())
             raise RunError(
@@ -144,12 +146,6 @@ class ZarrStore(StoreAttributes):
     def load(self) -> xr.Dataset:
         """The dataset as it now is, in memory."""
         return load_results(self.path)
-
-
-def _array(group: zarr.Group, name: str) -> zarr.Array:
-    array = group[name]
-    assert isinstance(array, zarr.Array)
-    return array
 
 
 def load_results(path: str | Path) -> xr.Dataset:
