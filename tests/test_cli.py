@@ -15,7 +15,9 @@ from PIL import Image
 
 import vlm_patching as vp
 from vlm_patching import cli, pipeline, sweep
+from vlm_patching.backends import local
 from vlm_patching.backends.local import LocalBackend
+from vlm_patching.backends.plan import Settings
 
 TINY = ["--set", "pairs.n=2", "--set", "pairs.keep=all", "--set", "patch.layers=[0, 5]"]
 HEADS = ["notice2024_blip_heads", *TINY]
@@ -289,7 +291,8 @@ def test_a_run_that_fails_on_its_way_is_a_failed_run_and_keeps_what_is_done(
         return execute(*args)
 
     monkeypatch.setattr(LocalBackend, "execute", fails_at_the_second)
-    said = command("run", *HEADS, "-o", tmp_path / "x.zarr", "--batch-rows", 1)  # examples are run one by one
+    monkeypatch.setattr(local, "settings_on", lambda *_: Settings(join=False))
+    said = command("run", *HEADS, "-o", tmp_path / "x.zarr")
     assert said.code == 1 and "error: the device is gone." in said.err and "Traceback" not in said.err
     assert vp.load_results(tmp_path / "x.zarr")["kept"].values.tolist() == ["kept", ""]
 
@@ -447,7 +450,8 @@ def test_an_interrupted_run_says_where_its_results_are_and_how_to_go_on(
         return real(*arguments)
 
     monkeypatch.setattr(LocalBackend, "execute", interrupted)
-    said = command("run", *HEADS, "-o", "cut.zarr", "--batch-rows", 1)  # examples are run one by one
+    monkeypatch.setattr(local, "settings_on", lambda *_: Settings(join=False))
+    said = command("run", *HEADS, "-o", "cut.zarr")
     assert said.code == 130
     assert "Stopped. What is done is in cut.zarr; the same command goes on from there." in said.err
     assert (vp.load_results("cut.zarr")["kept"].values != "").tolist() == [True, False]
