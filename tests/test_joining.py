@@ -146,9 +146,9 @@ def test_a_large_example_is_never_joined(exact: dict[str, Model]) -> None:
     prepared = vp.preparation.prepare(vp.graph.lower.lower(spec, model.architecture), model, pairs)
     positions = len(prepared.encoded[0].positions["language"].positions)
     for tokens, size in ((128, 4), (positions // 2, 4), (positions // 4, 2), (positions // 8, 1)):
-        groups = groups_of(prepared.graph, prepared.encoded, Settings(tokens=tokens))
+        groups = groups_of(prepared.graph, prepared.description.architecture, prepared.encoded, Settings(tokens=tokens))
         assert max(map(len, groups)) == size and sorted(number for group in groups for number in group) == [0, 1, 2, 3]
-    assert groups_of(prepared.graph, prepared.encoded, NAIVE) == [[0], [1], [2], [3]]
+    assert groups_of(prepared.graph, prepared.description.architecture, prepared.encoded, NAIVE) == [[0], [1], [2], [3]]
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 3])
