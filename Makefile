@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ndif lint format types check presets findings bench train clean
+.PHONY: help demo test test-ndif test-families lint format types check presets findings bench train clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -37,6 +37,11 @@ test-ndif: $(STAMP)  ## run the tests that need a real NDIF server, on this mach
 	}
 	$(BIN)/python -c "from pathlib import Path; from vlm_patching.serving import build_environment as b; b(Path('$(NDIF)'))"
 	VLM_PATCHING_NDIF=$(NDIF) $(BIN)/python -m pytest tests/remote
+
+test-families: $(STAMP)  ## hold every model family against plain hooks, and write docs/models.md
+	mkdir -p build
+	$(BIN)/python -m pytest tests/families -n $(WORKERS) --dist loadfile --junitxml build/families.xml
+	$(BIN)/python -m tests.families.page build/families.xml
 
 lint: $(STAMP)  ## ruff check
 	$(BIN)/ruff check .

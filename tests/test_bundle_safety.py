@@ -362,4 +362,4 @@ def test_the_pipeline_is_what_replays(bundle: Path, loaded: dict[str, Model], mo
     monkeypatch.setattr(pipeline, "run", run)
     with pytest.raises(vp.RunError, match="stopped here"):
         vp.bundle.replay(bundle, backend="ndif", host="http://localhost:1")
-    assert (given["backend"], given["host"], given["model"]) == ("ndif", "http://localhost:1", "shapes-llava")
+    assert (given["backend"], given["host"], given["model"].name) == ("ndif", "http://localhost:1", "shapes-llava")

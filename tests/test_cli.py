@@ -164,7 +164,7 @@ def test_presets_as_json(command: Command) -> None:
 
 
 def test_models_as_json(command: Command) -> None:
-    rows = json.loads(command("models", "--json").out)
+    rows = json.loads(command("models", "--json").out)["models"]
     assert {row["name"]: row["family"] for row in rows} == {"shapes-blip": "blip_vqa", "shapes-llava": "llava"}
     assert all("vision.resid_post" in row["sites"] for row in rows)
 

@@ -3,6 +3,7 @@ says of it."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -70,10 +71,13 @@ BAD: list[tuple[Callable[[dict[str, Any]], object], tuple[str, ...]]] = [
     (lambda data: data["stacks"][1].update(heads=0), ("stacks[1] (language)", "0 heads")),
     (lambda data: data["stacks"][1].update(layers=10**9), ("stacks[1] (language)", "1000000000 layers")),
     (lambda data: data.update(text="vision"), ("text", "'vision'", "language")),
-    (lambda data: data["stacks"].append(data["stacks"][1]), ("stacks", "each once")),
+    (lambda data: data["stacks"].append(copy.deepcopy(data["stacks"][1])), ("stacks", "each once")),
     (lambda data: data["matches"].update(model_type="llama"), ("model_type is 'llava', not 'llama'",)),
     (lambda data: data["image"]["layout"].update(rule="sqare"), ("layout rule 'sqare'", "Did you mean 'square'")),
     (lambda data: data["image"]["layout"].update(side=3), ("layout rule 'square'", "side")),
+    (lambda data: data["image"]["layout"].update(image_size=10**9), ("image.layout.image_size", "too large")),
+    (lambda data: data["stacks"][1]["attention"].update(every=0), ("mine.yaml", "zero")),
+    (lambda data: data["prompt"].update(classes="model_type"), ("mine.yaml", "items")),
 ]
 
 
@@ -86,6 +90,11 @@ def test_a_bad_file_is_refused_before_any_weights_are_loaded(
 ) -> None:
     path = own_file(tmp_path, change)
     says(refused(with_family(path)), str(path), *parts)
+
+
+def test_a_layout_of_more_patches_than_fit_anywhere_is_refused(tmp_path: Path) -> None:
+    path = own_file(tmp_path, lambda data: data["image"]["layout"].update(image_size=10**6, patch_size=1))
+    says(refused(with_family(path)), "shapes-0-0", "1000000 × 1000000 patches")
 
 
 @pytest.mark.parametrize("name", ["nowhere.yaml", "a\0b", "x" * 5000])

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoConfig, AutoProcessor, BlipForConditionalGeneration
 
 import vlm_patching as vp
-from tests.families import all_known
+from tests.families import all_known, kit
 from tests.refusals import refusal, says
 from vlm_patching import doctor
 from vlm_patching.models import Architecture, describe_model, families
@@ -33,7 +33,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, s
     captioner = root / "captioner"
     config = AutoConfig.from_pretrained(model_folders["random-blip"])
     config.architectures = ["BlipForConditionalGeneration"]
-    BlipForConditionalGeneration(config).save_pretrained(captioner)
+    module = BlipForConditionalGeneration(config)
+    kit.randomise(module)
+    module.save_pretrained(captioner)
     AutoProcessor.from_pretrained(model_folders["random-blip"]).save_pretrained(captioner)
     return {name: root / name for name in (*SAME, "captioner")}
 
@@ -134,3 +136,4 @@ def test_comments_stand_above_what_they_are_about() -> None:
         "    mlp: y",
         "d: {e: null}",
     ]
+    assert writing.doubts(text) == ["uncertain is c: [1, 2]: why", "uncertain is mlp: y: because"]

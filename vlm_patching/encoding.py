@@ -181,7 +181,11 @@ class Encoding:
             return ImageLayout((), ())
         processor = getattr(self.description.processor, "image_processor", None)
         sizes = [picture.size for picture in pictures]
-        return image.layout(Seen(self.description.config, processor, self.tensors, sizes))
+        try:
+            return image.layout(Seen(self.description.config, processor, self.tensors, sizes))
+        except (TypeError, ArithmeticError, LookupError, AttributeError) as error:
+            family = self.description.architecture.family
+            raise SpecError(f"image.layout of the family {family} does not fit the prompt: {error}") from error
 
     def _make_room(self) -> int:
         """Positions for images that no token stands for; how many. `SpecError` where others have not their marks."""

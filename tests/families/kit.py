@@ -79,7 +79,7 @@ class Known:
     encode
         Processor, images, user's text → the forward pass's tensors, batch of one, ending where the answer begins.
     towers
-        Stack → what it is: `vision`, `question_encoder`, `answer_decoder`, `language`, `qformer`.
+        Stack → what it is: `vision`, `vision_global`, `question_encoder`, `answer_decoder`, `language`, `qformer`.
     embeds
         Where what the image side hands to the text side is: [.., image position, width]; None of a model of text alone.
     tokens

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -94,10 +93,9 @@ def _worse(one: str, other: str) -> str:
 
 
 def _refused() -> list[str]:
-    from vlm_patching.models.families import refused
+    from vlm_patching.models.families import REFUSED
 
-    reasons: Mapping[str, str] = refused()
-    return ["## Refused", "", *[f"- `{kind}`: {why}" for kind, why in sorted(reasons.items())], ""]
+    return ["## Refused", "", *[f"- `{kind}`: {why}." for kind, why in sorted(REFUSED.items())], ""]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ is one forward pass with hooks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -22,6 +22,7 @@ from transformers import AutoConfig
 import vlm_patching as vp
 from tests.families import all_known, kit
 from vlm_patching.backends.kernels import attentions_of
+from vlm_patching.doctor.engine import engine_rows, fusion
 from vlm_patching.inputs import EncodedPair, encode_pair
 from vlm_patching.models import IMAGE_STACKS, Attention, Model, Stack, describe_model, load_model
 from vlm_patching.models.families import find_family
@@ -119,8 +120,18 @@ def test_the_package_gives_the_model_what_its_processor_gives(tried: Tried) -> N
         assert {name for name in inputs if name not in given} <= {"labels", "offset_mapping"}
 
 
-def test_every_stack_and_site_is_there(tried: Tried) -> None:
+def test_every_stack_and_site_is_there(tried: Tried, record_property: Callable[[str, object], None]) -> None:
     architecture = tried.model.description.architecture
+    reused = [row["reuse"] for row in engine_rows(architecture, None) if row["here"] == "on"]
+    about = {
+        "class": architecture.model_class,
+        "file": f"{architecture.family}.yaml",
+        "stacks": ", ".join(stack.name for stack in architecture.stacks),
+        "image": fusion(architecture),
+        "reuses": ", ".join(reused),
+    }
+    for name, value in about.items():  # for docs/models.md
+        record_property(name, value)
     assert {stack.name for stack in architecture.stacks} == set(tried.known.towers)
     for stack in architecture.stacks:
         tower = tried.known.towers[stack.name]
@@ -345,7 +356,7 @@ def _with_mask(tried: Tried, attention: Attention, layer: int, mask: torch.Tenso
     def before(_: Any, args: Any, named: dict[str, Any]) -> Any:
         if isinstance(attention.mask, int):
             return (*args[: attention.mask], mask, *args[attention.mask + 1 :]), named
-        return args, {**named, attention.mask: mask}
+        return args, {**named, str(attention.mask): mask}
 
     module = tried.module.get_submodule(attention.path.format(layer=layer))
     handle = module.register_forward_pre_hook(before, with_kwargs=True)

@@ -241,7 +241,8 @@ def packed_inputs(
     cache.layers = [copy.copy(layer) for layer in cache.layers]
     for number, layer in enumerate(cache.layers):
         most = slice(None) if number in pack["apart"] else slice(prefix)  # those hold an image's keys, and all of them
-        layer.keys, layer.values = layer.keys[base_rows, :, most], layer.values[base_rows, :, most]
+        if layer.keys is not None:  # else it was passed over
+            layer.keys, layer.values = layer.keys[base_rows, :, most], layer.values[base_rows, :, most]
     positions, cells = pack["positions"], pack["cells"]
     before = torch.arange(prefix) < pack["starts"][:, None]
     own = (cells[:, None] == cells) & (positions[:, None] >= positions)

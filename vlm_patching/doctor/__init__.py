@@ -13,12 +13,13 @@ from vlm_patching.doctor.checks import METRIC, Trial, attempt, causal_trial, rou
 from vlm_patching.doctor.engine import engine_rows, fusion
 from vlm_patching.doctor.paint import misplaced
 from vlm_patching.doctor.sample import position_rows, sample_pair
-from vlm_patching.doctor.sites import forward, odd_shapes, patterns, site_rows, site_taps, stack_rows
+from vlm_patching.doctor.sites import forward, odd_places, patterns, site_rows, site_taps, stack_rows, widths
 from vlm_patching.errors import SpecError
 from vlm_patching.inputs import EncodedPair, encode_pair
 from vlm_patching.models import ModelDescription
 from vlm_patching.models.blank import meta_module, random_module
 from vlm_patching.models.families import Family, UnknownFamilyError, find_family, parse_family, read_family
+from vlm_patching.models.families.writing import doubts
 from vlm_patching.models.fit import misfits
 from vlm_patching.models.load import describe_source, load_module, wrap
 from vlm_patching.models.proposal import propose
@@ -127,7 +128,7 @@ def examine(
     description = describe_source(source, family, spec.attn_implementation)
     report = Report(spec.name, _about(description), weights, proposed=proposed)
     if proposed:
-        report.notes += [line.strip() for line in family.text.splitlines() if "UNCERTAIN" in line]
+        report.notes += doubts(family.text)
     report.engine = engine_rows(description.architecture, spec.attn_implementation)
     say("making the model")
     module = _module(description, spec, weights)
@@ -139,7 +140,8 @@ def examine(
     if encoded is not None and not wrong and weights != "none":
         say("one forward pass")
         shapes = _shapes(report, description, module, encoded)
-    report.stacks = stack_rows(description.architecture, shapes)
+    known = shapes or ({} if wrong else widths(description.architecture, module))
+    report.stacks = stack_rows(description.architecture, known)
     report.sites = site_rows(description.architecture, module, wrong, shapes)
     if encoded is not None and not report.problems and weights != "none":
         _check(report, description, spec, module, encoded, say)
@@ -214,7 +216,12 @@ def _shapes(
     for site in taps.keys() - found.keys():
         report.problems.append(f"{site}: nothing comes by at {taps[site][0].path} in a forward pass")
     shapes = {site: tuple(value.shape) for site, value in found.items() if isinstance(value, torch.Tensor)}
-    report.problems += odd_shapes(description.architecture, shapes)
+    report.problems += odd_places(description.architecture, shapes)
+    image, order = description.architecture.image, list(found)
+    if image is not None and {"image_embeds", "token_embeds"} <= set(order):
+        first = order.index("image_embeds") < order.index("token_embeds")
+        if first != image.before_tokens:
+            report.notes.append(f"`image.before_tokens: {str(first).lower()}` is how the forward pass goes")
     for stack in description.architecture.stacks:
         residual, hidden = (shapes.get(f"{stack.name}.{name}", (name,))[-1] for name in ("resid_post", "mlp_neuron"))
         if residual == hidden:
@@ -238,7 +245,8 @@ def _check(
     say("weighing the weights")
     model = wrap(module, description, spec.quantization if report.weights == "load" else None)
     report.about["attention"] = model.attn_implementation
-    report.about["dtype, device"] = f"{model.dtype}, {model.device}"
+    how = (model.dtype, str(model.device), model.quantization)
+    report.about["dtype, device"] = ", ".join(part for part in how if part)
     pair, done = encoded.pair, list[Trial]()
     for trial in trials(model, pair, encoded):
         done.append(trial)

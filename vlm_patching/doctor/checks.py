@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import xarray as xr
@@ -79,7 +79,7 @@ def attempt(make: Callable[[], T]) -> tuple[T | None, str]:
 
 def trials(model: Model, pair: Pair, encoded: EncodedPair) -> Iterator[Trial]:
     """A little sweep over every site, every attention pattern, and every unembedding."""
-    architecture = model.description.architecture
+    architecture, apart = model.description.architecture, 0.0
     for site in architecture.sites():
         stack, component = architecture.locate(site)
         if layers_with(stack, component) == "none":
@@ -90,7 +90,9 @@ def trials(model: Model, pair: Pair, encoded: EncodedPair) -> Iterator[Trial]:
             "positions": _positions(encoded, stack, architecture),
             **({"heads": sorted({0, stack.heads - 1})} if component in HEAD_COMPONENTS else {}),
         }
-        yield _tried(model, pair, site, "patch", section)
+        trial = _tried(model, pair, site, "patch", section)
+        apart = max(apart, trial.apart or 0)
+        yield trial
     for site in architecture.pattern_sites():
         stack, attention = architecture.attention(site)
         component = site.split(".")[1]
@@ -101,7 +103,12 @@ def trials(model: Model, pair: Pair, encoded: EncodedPair) -> Iterator[Trial]:
         reading = {**common, "heads": [0], "positions": [last], "keys": "all"}
         yield _tried(model, pair, site, "attention", reading)
         if attention.mask is not None:
-            yield _tried(model, pair, site, "knockout", {**common, "edges": [_edges(encoded, stack, attention.keys)]})
+            section = {**common, "edges": [_edges(encoded, stack, attention.keys)]}
+            trial = _tried(model, pair, site, "knockout", section)
+            if not trial.wrong and (trial.effect or 0) <= rounding(model.dtype) and apart > 100 * rounding(model.dtype):
+                wrong = "blocking keys changes nothing: `mask` may not be what the module takes its mask by"
+                trial = replace(trial, wrong=wrong)
+            yield trial
     for stack in architecture.stacks:
         if stack.unembed:
             at = [0, -1] if architecture.prompting.classes else [-1]  # classes are read at the first, or the last
@@ -153,9 +160,6 @@ def _tried(model: Model, pair: Pair, site: str, method: str, section: dict[str, 
         most, effect = TOLERANCES[model.dtype][1], float(abs(ds[METRIC] - base).min())
         wrong = f"the last layer's lens is {effect:.3g} off the model's own logits (tolerance {most:g})"
         return Trial(site, method, differences | {"unembedding": effect}, wrong="" if effect <= most else wrong)
-    if method == "knockout" and effect <= rounding(model.dtype):
-        wrong = "blocking keys changes nothing: `mask` may not be what the module takes its mask by"
-        return Trial(site, method, differences, effect, wrong=wrong)
     apart = float(abs(ds[f"{METRIC}_clean"] - ds[f"{METRIC}_corrupted"]).max()) if method == "patch" else None
     return Trial(site, method, differences, effect, apart)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from PIL import ImageChops
 
 from vlm_patching.doctor.sites import forward, site_taps
+from vlm_patching.errors import SpecError
 from vlm_patching.inputs import EncodedPair, encode_pair
 from vlm_patching.models import IMAGE_STACKS, ModelDescription
 from vlm_patching.pairs import Pair
 from vlm_patching.pairs.pair import Box
+from vlm_patching.positions import overlaps
 
 TRIED = 3
 """Positions of a stack."""
@@ -42,9 +43,9 @@ def misplaced(module: torch.nn.Module, description: ModelDescription, encoded: E
             painted = encode_pair(_painted(encoded.pair, box), description, ())
             after = forward(module, painted.inputs["clean"], {name: taps[name]}, silent)
             moved = _moved(before[name], after[name], len(positions))
-            if moved[number] < moved.max():
-                there = positions[int(moved.argmax())].label
-                lines.append(f"{name}: {positions[number].label} is at {list(box)}, but paint there moves {there} most")
+            most = positions[int(moved.argmax())]
+            if most.box is None or not overlaps(most.box, box):
+                lines.append(f"{name}: {positions[number].label} is at {list(box)}, but paint there moves {most.label}")
     return lines
 
 
@@ -55,7 +56,9 @@ def _painted(pair: Pair, box: Box) -> Pair:
     return replace(pair, clean=pair.clean.with_picture(picture))
 
 
-def _moved(before: torch.Tensor, after: torch.Tensor, count: int) -> Any:
-    """How far each position is moved; all alike where the sequence is another one than the layout's."""
+def _moved(before: torch.Tensor, after: torch.Tensor, count: int) -> torch.Tensor:
+    """How far each position is moved."""
     distance = (after - before).float().flatten(0, -2).norm(dim=-1)
-    return distance if len(distance) == count else torch.ones(count)
+    if len(distance) != count:
+        raise SpecError(f"the sequence has {len(distance)} positions, and by its layout {count}")
+    return distance

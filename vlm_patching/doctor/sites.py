@@ -10,6 +10,7 @@ import torch
 from vlm_patching.backends.interventions import argument_of, part_of
 from vlm_patching.backends.kernels import attentions_of
 from vlm_patching.models import HEAD_COMPONENTS, Architecture, Stack, Tap
+from vlm_patching.models.tree import INPUTS, sizes
 
 Shape = tuple[int, ...]
 
@@ -58,6 +59,18 @@ def stack_rows(architecture: Architecture, shapes: Mapping[str, Shape]) -> list[
             }
         )
     return rows
+
+
+def widths(architecture: Architecture, module: torch.nn.Module) -> dict[str, Shape]:
+    """The last numbers of what comes by at some sites, as the modules there have them."""
+    found: dict[str, Shape] = {}
+    for stack in architecture.stacks:
+        for component in ("attn_context", "mlp_neuron"):
+            if component in stack.taps:
+                layer = first_layer(stack, component)
+                into, out = sizes(module.get_submodule(stack.taps[component].path.format(layer=layer)))
+                found |= {f"{stack.name}.{component}": (into,), f"{stack.name}.resid_post": (out,)} if out else {}
+    return found
 
 
 def site_rows(
@@ -153,12 +166,14 @@ def patterns(module: Any, tensors: Mapping[str, torch.Tensor], architecture: Arc
             module.set_attn_implementation(before)
 
 
-def odd_shapes(architecture: Architecture, shapes: Mapping[str, Shape]) -> list[str]:
-    """What is not as wide as it must be."""
+def odd_places(architecture: Architecture, shapes: Mapping[str, Shape]) -> list[str]:
+    """What is not as wide as it must be, or is called what it cannot be."""
     odd = []
     for stack in architecture.stacks:
         width = shapes.get(f"{stack.name}.resid_post", (0,))[-1]
-        for component in stack.taps:
+        for component, tap in stack.taps.items():
+            if component.endswith("attn_out") and INPUTS.search(tap.path.split(".")[-1]):
+                odd.append(f"{stack.name}.{component} is at {tap.path}: by its name, that goes into attention")
             there = shapes.get(f"{stack.name}.{component}", (width,))[-1]
             if component.endswith("_out") and there != width:
                 odd.append(f"{stack.name}.{component} is {there} wide, and the residual stream {width}")

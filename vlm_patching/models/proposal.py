@@ -18,6 +18,7 @@ from vlm_patching.models.blank import class_name, class_of, meta_module
 from vlm_patching.models.families.schema import value_at
 from vlm_patching.models.families.writing import written
 from vlm_patching.models.layouts import rules
+from vlm_patching.models.pictures import layout_of, template_of
 from vlm_patching.models.tree import (
     CROSS,
     Tower,
@@ -65,6 +66,7 @@ class Proposal:
             raise SpecError(f"No stack of text layers with attention was found in {self.model_class}.")
         self.text, self.last = text[0], text[-1]
         self.vision = next((tower for tower in self.towers if tower.name == "vision"), None)
+        self.mark = next((name for name in IMAGE_IDS if self._value(name) is not None), None)
         self.both_ways = self.vision is not None and "token_type_ids" in self.takes
         for tower in self.towers:
             self._describe(tower)
@@ -197,7 +199,9 @@ class Proposal:
 
     def _readout(self) -> dict[str, Any]:
         """The unembedding goes to the last stack; where it is inside of a submodel, so are the logits."""
-        head, tower = self._path_of(self.module.get_output_embeddings()), self.last
+        tower, head = self.last, self._path_of(self.module.get_output_embeddings())
+        rows = getattr(self.module.get_input_embeddings(), "num_embeddings", 0)
+        head = head or next(reversed(projections(self.module, rows)), "")
         if not head:
             self.doubts["text",] = "no unembedding was found; `unembed` of the last stack says where it is"
             return {}
@@ -226,42 +230,19 @@ class Proposal:
         else:
             says = {"embeds": {"path": roots[0], "part": "pooler_output" if between else "last_hidden_state"}}
         self.doubts["image", "embeds"] = "what the image side hands to the text side"
-        mark = next((name for name in IMAGE_IDS if self._value(name) is not None), None)
-        apart = self.text.crosses
+        apart, mark = self.text.crosses, self.mark
         says |= {"place": "apart"} if apart else {"place": "marks", "marks": [mark]} if mark else {"place": "before"}
         self.doubts["image", "layout"] = f"which position shows which patch, of the rules {', '.join(rules())}"
-        return {"image": says | {"layout": self._layout(vision, roots[0], apart)}}
-
-    def _layout(self, vision: Tower, root: str, apart: bool) -> dict[str, Any]:
-        made = getattr(self.processor, "image_processor", None)
-        if "image_grid_thw" in getattr(made, "model_input_names", []):
-            return {"rule": "blocks", "merge": "vision_config.spatial_merge_size"}
-        tower = self.module.get_submodule(root)
-        names = [name for name, _ in (*tower.named_parameters(), *tower.named_modules())]
-        first = any(re.search(r"class_embed|cls_token", name) for name in names)
-        convolution = next((part for part in tower.modules() if isinstance(part, nn.Conv2d)), None)
-        size: Any = dict(getattr(made, "crop_size", None) or getattr(made, "size", None) or {})
-        literal = {
-            "image_size": next(iter(size.values()), 1),
-            "patch_size": convolution.kernel_size[0] if convolution else 1,
-        }
-        paths = {key: joined(vision.section, key) for key in literal}
-        sides = {key: path if self._value(path) is not None else literal[key] for key, path in paths.items()}
-        if self._value("num_query_tokens") is not None:
-            former = any(tower.name == "qformer" for tower in self.towers)
-            return {"rule": "latents", "count": "num_query_tokens", **sides, "class_token": first, "qformer": former}
-        says: dict[str, Any] = {"rule": "square", **sides}
-        says |= {"embeds_count": "mm_tokens_per_image"} if hasattr(self.config, "mm_tokens_per_image") else {}
-        says |= {"class_token": ["vision", "embeds"] if apart else ["vision"]} if first else {}
-        select = "vision_feature_select_strategy"
-        return says | ({"select": select} if first and hasattr(self.config, select) else {})
+        made, tower = getattr(self.processor, "image_processor", None), self.module.get_submodule(roots[0])
+        qformer = any(tower.name == "qformer" for tower in self.towers)
+        return {"image": says | {"layout": layout_of(self.config, made, tower, vision.section, apart, qformer)}}
 
     def _prompt(self) -> dict[str, Any]:
         says: dict[str, Any] = {}
         tokenizer, section = getattr(self.processor, "tokenizer", self.processor), self.last.section
         inline = self.vision is not None and not self.text.crosses
         if inline and not getattr(self.processor, "chat_template", None):
-            says["template"] = "{images}{text}"
+            says["template"] = template_of(self.processor, self._value(self.mark) if self.mark else None)
             self.doubts["prompt", "template"] = "the processor has no chat template; this is how a prompt is put"
         if inline and set(TYPES) & set(self.takes):
             says["extends"] = {name: value for name, value in TYPES.items() if name in self.takes}

@@ -65,7 +65,7 @@ class Family:
             raise SpecError(f"A {config.model_type} model, but it is no {where}: {mismatch}.")
         try:
             return self.file.describe(self.name, config)
-        except SpecError as error:
+        except (ValueError, TypeError, AttributeError) as error:  # a SpecError, or a setting of another kind
             raise SpecError(f"This {config.model_type} model does not fit the family {where}: {error}") from error
 
 

@@ -22,7 +22,7 @@ from vlm_patching.models.architecture import (
 from vlm_patching.models.blank import class_of
 from vlm_patching.models.layouts import layout_rule
 
-MAX_LAYERS, MAX_HEADS = 10_000, 10_000
+MAX_LAYERS, MAX_HEADS, MAX_SETTING = 10_000, 10_000, 1_000_000
 Value = str | int | float | bool
 """A value, or (text) the path of one in the configuration."""
 
@@ -313,6 +313,9 @@ class FamilyFile(_Section):
         if self.image is None:
             return None
         settings = {key: resolved(config, value) for key, value in self.image.layout.items()}
+        large = [key for key, value in settings.items() if isinstance(value, int) and value > MAX_SETTING]
+        if large:
+            raise SpecError(f"image.layout.{large[0]}: {settings[large[0]]} is too large")
         marks = tuple(_whole_number(config, mark) for mark in self.image.marks)
         if (self.image.place == "marks") != bool(marks or self.image.mask):
             raise SpecError("image.marks: what says which tokens stand for an image belongs to `place: marks`.")
@@ -351,12 +354,12 @@ class FamilyFile(_Section):
 def _checked_stack(number: int, file: StackFile, config: PreTrainedConfig) -> Stack:
     """A stack; `SpecError` names its section."""
     try:
-        stack = _stack(file, config)
+        layers, heads = _whole_number(config, file.layers), _whole_number(config, file.heads)
+        if not (1 <= layers <= MAX_LAYERS and 1 <= heads <= MAX_HEADS):
+            raise SpecError(f"{layers} layers of {heads} heads cannot be")
+        return _stack(file, config)
     except SpecError as error:
         raise SpecError(f"stacks[{number}] ({file.name}): {error}") from error
-    if not (1 <= stack.layers <= MAX_LAYERS and 1 <= stack.heads <= MAX_HEADS):
-        raise SpecError(f"stacks[{number}] ({file.name}): {stack.layers} layers of {stack.heads} heads cannot be.")
-    return stack
 
 
 def _must_be(known: inspect.Parameter) -> bool:

@@ -23,6 +23,16 @@ def written(title: str, says: Mapping[str, Any], doubts: Mapping[tuple[Any, ...]
     return "\n".join([f"# {title}", *_lines(says, doubts, ())]) + "\n"
 
 
+def doubts(text: str) -> list[str]:
+    """What a file's comments call uncertain: the line, and why."""
+    lines = [line.strip().removeprefix("- ").removesuffix(":") for line in text.splitlines()]
+    return [
+        f"uncertain is {next(other for other in lines[number:] if not other.startswith('#'))}: {why}"
+        for number, (mark, _, why) in enumerate(line.partition(f"{MARK}: ") for line in lines)
+        if mark == "# "
+    ]
+
+
 def _lines(data: Mapping[str, Any], doubts: Mapping[tuple[Any, ...], str], at: tuple[Any, ...]) -> Iterator[str]:
     indent = "  " * len(at)
     for key, value in data.items():

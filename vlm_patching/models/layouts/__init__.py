@@ -19,6 +19,7 @@ import torch
 from vlm_patching.errors import SpecError, unknown
 from vlm_patching.pairs.pair import Box
 
+MAX_PATCHES = 1_000_000
 Window = tuple[float, float, float, float]
 """x0, y0, x1, y1 of the original picture, in pixels; beyond its edges is padding."""
 
@@ -103,6 +104,8 @@ def grid(
     A patch that shows nothing but padding has no box. The grid covers a `part` of the window's edges, from its left top
     corner on: what is left over by whole patches is not seen.
     """
+    if rows * columns > MAX_PATCHES:
+        raise SpecError(f"a grid of {rows} × {columns} patches is too large")
     x0, y0, x1, y1 = window
     across, down = part * (x1 - x0) / columns, part * (y1 - y0) / rows
     patches = []
