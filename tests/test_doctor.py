@@ -166,6 +166,7 @@ def test_a_failed_check_is_shown_and_is_exit_code_1(tmp_path: Path, command: Com
         (("shapes-llava", "--quantization", "3bit"), ("quantization", "3bit", "4bit")),
         (("shapes-llava", "--attn-implementation", "a/b"), ("attn_implementation", "a/b", "eager")),
         (("shapes-llava", "--backend", "ndif"), ("--backend", "MODEL")),
+        (("shapes-llava", "--weights", "random", "--dtype", "float16"), ("dtype", "loaded")),
         (("--family", "x.yaml"), ("--family", "MODEL")),
         (("--backend", "moon"), ("moon", "local")),
     ],

@@ -18,13 +18,14 @@ import torch
 import yaml
 
 import vlm_patching as vp
-from tests.refusals import BLIP, LLAVA, changed, refusal, refused, says
+from tests.refusals import BLIP, LLAVA, MISSING, changed, refusal, refused, says
 from tests.test_bundle_safety import remade
 from vlm_patching.bundle.contents import opened
 from vlm_patching.models import load
 from vlm_patching.models.families import families, parse_family, read_family
 from vlm_patching.models.load import describe_source, weights_digest
 from vlm_patching.models.sources import read_source
+from vlm_patching.results.checks import precision
 
 TINY = {"pairs.n": 1, "patch.layers": [0]}
 
@@ -171,6 +172,7 @@ def test_a_bundle_carries_the_file_and_replay_uses_it(shared: Path, monkeypatch:
     assert vp.bundle.replay(shared, progress=False).ok
     assert asked[0].name == "mine" and asked[0].file == families()["llava"].file
     assert vp.bundle.verify(shared).agrees
+    says(vp.bundle.show(shared), "family   mine, a file of its own")
 
 
 def test_a_bundle_of_a_shipped_family_carries_none(tmp_path: Path) -> None:
@@ -232,11 +234,18 @@ def test_attention_by_eager_gives_what_sdpa_gives() -> None:
     assert float(abs(results[0] - results[1]).max()) < 1e-4
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_attention_is_checked_as_finely_as_its_dtype_allows(dtype: str) -> None:
+    spec = changed(LLAVA, {"model.dtype": dtype, "patch": MISSING, "corruption": MISSING})
+    attention = {"attention": {"sites": ["language.attn_pattern"], "positions": ["last"], "keys": "all"}}
+    found = vp.run(vp.Experiment.from_dict({**spec, **attention}), progress=False)
+    assert json.loads(found.attrs["checks"])["passed"]
+
+
 def test_attention_without_masks_blocks_nothing_and_packs_nothing() -> None:
     description = vp.describe_model("shapes-llava", attn_implementation="flex_attention")
     assert description.architecture.packs == ""
-    spec = changed(LLAVA, {"model.attn_implementation": "flex_attention"})
-    spec = {key: value for key, value in spec.items() if key not in ("patch", "corruption")}
+    spec = changed(LLAVA, {"model.attn_implementation": "flex_attention", "patch": MISSING, "corruption": MISSING})
     knockout = {"knockout": {"edges": ["image -> last"], "sites": ["language.attn_pattern"]}}
     says(refusal(vp.Experiment.from_dict({**spec, **knockout}).graph), "cannot be blocked")
 
@@ -280,7 +289,13 @@ def test_a_quantized_model_has_a_digest_of_its_own_and_holds_every_check(kind: s
     found = vp.run(vp.Experiment.from_dict(changed(LLAVA, {**TINY, **options})), progress=False).attrs
     assert (found["quantization"], found["dtype"]) == (kind, dtype)
     assert found["weights_sha256"] != vp.load_model("shapes-llava", dtype=dtype).digest
-    assert json.loads(found["checks"])["passed"]
+    checks = json.loads(found["checks"])
+    assert checks["passed"] and checks["tolerance"]["probability"] == 1e-2
+
+
+def test_tolerances_of_quantized_weights_are_those_of_float16() -> None:
+    assert precision("float32", "") == precision("float32", None) == "float32"
+    assert precision("float32", "4bit") == "float16" and precision("bfloat16", "4bit") == "bfloat16"
 
 
 def test_quantization_in_eight_bits_is_of_float16(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,9 @@ import xarray as xr
 from nnsight import CONFIG
 
 import vlm_patching as vp
-from vlm_patching.backends import flights, ndif, wire
+from vlm_patching.backends import flights, local, ndif, wire
 from vlm_patching.backends.jobs import Ledger
+from vlm_patching.backends.plan import Settings
 from vlm_patching.models import Model
 from vlm_patching.results.store import StoreAttributes
 
@@ -102,8 +103,10 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def right(model: Model) -> Callable[[int], xr.Dataset]:
-    """The numbers of a local run, by the number of pairs."""
-    whole = vp.run(experiment(4), model=model, progress=False, checks=False)
+    """The numbers of a local run, by the number of pairs; to the bit, as its pairs run one by one here too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "settings_on", lambda *_: Settings(join=False))
+        whole = vp.run(experiment(4), model=model, progress=False, checks=False)
     return lambda n: whole.isel(example=slice(n))
 
 

@@ -105,11 +105,12 @@ def test_a_painted_patch_moves_the_positions_that_show_it(made: Made, size: tupl
     if "vision" not in made.known.towers:
         pytest.skip("no image encoder")
     picture = kit.picture(2, size)
-    config, vision = made.module.config, made.known.towers["vision"]
+    config = made.module.config
+    encoders = [tower for name, tower in made.known.towers.items() if name.startswith("vision")]
     inputs = made.encode(picture)
     listed = made.known.patches(inputs, config, [size])
     embeds = listed["image_embeds"]
-    apart = [(vision.places["attn_out"], layer, torch.zeros_like) for layer in range(vision.layers)]
+    apart = [(one.places["attn_out"], layer, torch.zeros_like) for one in encoders for layer in range(one.layers)]
     boxed = [(i, patch.box) for i, patch in embeds if patch.kind == "patch" and patch.box]
     if not boxed:
         assert all(patch.kind != "patch" for _, patch in embeds)

@@ -11,7 +11,15 @@ import torch
 from transformers import AutoProcessor, BlipConfig, BlipForConditionalGeneration
 
 import vlm_patching as vp
+from vlm_patching.backends import local
+from vlm_patching.backends.plan import Settings
 from vlm_patching.serving import Loopback
+
+
+@pytest.fixture(autouse=True)
+def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local runs take pairs one by one, as a server does, so that their numbers are the same to the bit."""
+    monkeypatch.setattr(local, "settings_on", lambda *_: Settings(join=False))
 
 
 @pytest.fixture(scope="session")

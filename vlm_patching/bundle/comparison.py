@@ -16,7 +16,7 @@ from vlm_patching.bundle.records import Environment
 from vlm_patching.errors import SpecError
 from vlm_patching.metrics import METRICS
 from vlm_patching.models import bundled_models
-from vlm_patching.results.checks import TOLERANCES
+from vlm_patching.results.checks import TOLERANCES, precision
 
 STEP_SHARES = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.1}
 """dtype → in which share of cells a metric that jumps (a rank, an accuracy) may be another: rounding decides ties."""
@@ -126,7 +126,8 @@ class Replay:
 def compare(then: xr.Dataset, now: xr.Dataset, digest: str) -> Replay:
     """Two results of one graph on the same pairs, held against each other."""
     made, here = Environment.of(then.attrs), Environment.of(now.attrs)
-    dtype = max((made.dtype, here.dtype), key=lambda name: TOLERANCES[name])
+    dtypes = [precision(each.dtype, each.quantization) for each in (made, here)]
+    dtype = max(dtypes, key=lambda name: TOLERANCES[name])
     problems, names = [], sorted({*map(str, then.data_vars), *map(str, now.data_vars)})
     comparisons = []
     for name in names:

@@ -80,6 +80,8 @@ class Summary:
     ----------
     digest
         SHA-256 of the manifest, which has that of every file: two bundles of one digest hold the same.
+    family
+        The family's file that it carries: its name and digest; "" where the package's own is meant.
     graph
         Drawn as text.
     sizes
@@ -96,6 +98,7 @@ class Summary:
     size: int
     environment: Environment
     experiment_id: str
+    family: str
     graph: str
     pairs: int
     kept: int
@@ -123,6 +126,8 @@ class Summary:
             f"           {', '.join(self.variables)}",
             f"  figures  {', '.join(self.figures) or 'none'}",
         ]
+        if self.family:
+            lines.insert(3, f"  family   {self.family}")
         if self.agrees is False:
             lines.append("  NOTE     experiment.yaml does not give this graph here; the graph is what replay runs")
         drawn = self.graph.splitlines()
@@ -165,6 +170,7 @@ def summary(contents: Contents) -> Summary:
         size=sum(record.size for record in files.values()),
         environment=contents.environment,
         experiment_id=str(ds.attrs["experiment_id"]),
+        family=f"{contents.family.name}, a file of its own ({contents.family.digest[:12]})" if contents.family else "",
         graph=str(contents.graph),
         pairs=len(contents.pairs),
         kept=int((ds["kept"] == KEPT).sum()),

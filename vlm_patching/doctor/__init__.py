@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from vlm_patching.doctor.checks import METRIC, Trial, attempt, causal_trial, rounding, trials
+from vlm_patching.doctor.checks import METRIC, Trial, attempt, causal_trial, tolerance, trials
 from vlm_patching.doctor.engine import engine_rows, fusion
 from vlm_patching.doctor.paint import misplaced
 from vlm_patching.doctor.sample import position_rows, sample_pair
@@ -118,6 +118,8 @@ def examine(
     SpecError
         The model, or its family's file, cannot be read, or does not fit.
     """
+    if weights != "load" and spec.loading() != ModelSpec(name=spec.name).loading():
+        raise SpecError("dtype, device_map and quantization are of weights that are loaded.")
     own = read_family(spec.family) if spec.family else None
     source, proposed = read_source(spec.name, spec.revision), None
     try:
@@ -179,24 +181,21 @@ def _about(description: ModelDescription) -> dict[str, str]:
 
 
 def _module(description: ModelDescription, spec: ModelSpec, weights: Weights) -> torch.nn.Module:
-    name = description.architecture.model_class
-    if weights == "none":
-        return meta_module(name, description.config)
-    if weights == "random":
-        return random_module(name, description.config)
-    return load_module(description, **spec.loading())
+    if weights == "load":
+        return load_module(description, **spec.loading())
+    made = meta_module if weights == "none" else random_module
+    module: torch.nn.Module = made(
+        description.architecture.model_class, description.config, description.attn_implementation
+    )
+    return module
 
 
 def _sample(report: Report, description: ModelDescription) -> EncodedPair | None:
-    try:
-        pair = sample_pair(description)
-        encoded = encode_pair(
-            pair, description, ("clean", "corrupted_image" if pair.clean.images else "corrupted_text")
-        )
-    except SpecError as error:
-        report.problems.append(f"a sample prompt cannot be put: {error}")
+    encoded, wrong = attempt(lambda: encode_pair(sample_pair(description), description, ("clean",)))
+    if encoded is None:
+        report.problems.append(f"a sample prompt cannot be put: {wrong}")
         return None
-    report.about["sample prompt"] = pair.clean.text
+    report.about["sample prompt"] = encoded.pair.clean.text
     report.positions = position_rows(encoded)
     return encoded
 
@@ -258,10 +257,10 @@ def _check(
         return
     apart = max(trial.apart for trial in done if trial.apart is not None)
     report.about["total effect"] = f"{apart:.3g} ({METRIC} of the sample pair's two runs)"
-    if apart <= 100 * rounding(model.dtype):
+    if apart <= 10 * tolerance(model):
         report.notes.append(f"the sample pair's two runs are {apart:.2g} apart: checks of so small effects say little")
     still = sorted(
-        trial.site for trial in done if trial.method == "patch" and (trial.effect or 0) <= rounding(model.dtype)
+        trial.site for trial in done if trial.method == "patch" and (trial.effect or 0) <= tolerance(model) / 10
     )
     if still:
         report.notes.append(f"patching changes nothing at {', '.join(still)}")

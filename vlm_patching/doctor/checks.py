@@ -17,7 +17,7 @@ from vlm_patching.inputs import EncodedPair
 from vlm_patching.models import HEAD_COMPONENTS, IMAGE_STACKS, Architecture, Model, Stack
 from vlm_patching.pairs import Pair
 from vlm_patching.pipeline import run
-from vlm_patching.results.checks import TOLERANCES
+from vlm_patching.results.checks import TOLERANCES, precision
 
 METRIC = "logit_difference"
 T = TypeVar("T")
@@ -60,9 +60,9 @@ class Trial:
         }
 
 
-def rounding(dtype: str) -> float:
-    """Up to what two logit differences are the same number."""
-    return TOLERANCES[dtype][1] / 10
+def tolerance(model: Model) -> float:
+    """How far two logits may be apart that ought to be the same."""
+    return TOLERANCES[precision(model.dtype, model.quantization)][1]
 
 
 def attempt(make: Callable[[], T]) -> tuple[T | None, str]:
@@ -79,7 +79,7 @@ def attempt(make: Callable[[], T]) -> tuple[T | None, str]:
 
 def trials(model: Model, pair: Pair, encoded: EncodedPair) -> Iterator[Trial]:
     """A little sweep over every site, every attention pattern, and every unembedding."""
-    architecture, apart = model.description.architecture, 0.0
+    architecture, effects = model.description.architecture, dict[str, float]()
     for site in architecture.sites():
         stack, component = architecture.locate(site)
         if layers_with(stack, component) == "none":
@@ -91,7 +91,7 @@ def trials(model: Model, pair: Pair, encoded: EncodedPair) -> Iterator[Trial]:
             **({"heads": sorted({0, stack.heads - 1})} if component in HEAD_COMPONENTS else {}),
         }
         trial = _tried(model, pair, site, "patch", section)
-        apart = max(apart, trial.apart or 0)
+        effects[site] = trial.effect or 0
         yield trial
     for site in architecture.pattern_sites():
         stack, attention = architecture.attention(site)
@@ -105,7 +105,8 @@ def trials(model: Model, pair: Pair, encoded: EncodedPair) -> Iterator[Trial]:
         if attention.mask is not None:
             section = {**common, "edges": [_edges(encoded, stack, attention.keys)]}
             trial = _tried(model, pair, site, "knockout", section)
-            if not trial.wrong and (trial.effect or 0) <= rounding(model.dtype) and apart > 100 * rounding(model.dtype):
+            least, patched = tolerance(model) / 10, effects[site.replace("_pattern", "_out")]
+            if not trial.wrong and least < 1e-4 and (trial.effect or 0) <= least and patched > 100 * least:
                 wrong = "blocking keys changes nothing: `mask` may not be what the module takes its mask by"
                 trial = replace(trial, wrong=wrong)
             yield trial
@@ -157,7 +158,7 @@ def _tried(model: Model, pair: Pair, site: str, method: str, section: dict[str, 
     base = ds[f"{METRIC}_{ds.attrs['base']}"]
     effect = float(abs(ds[METRIC] - base).max())
     if method == "lens":  # of the last layer: what the model itself says
-        most, effect = TOLERANCES[model.dtype][1], float(abs(ds[METRIC] - base).min())
+        most, effect = tolerance(model), float(abs(ds[METRIC] - base).min())
         wrong = f"the last layer's lens is {effect:.3g} off the model's own logits (tolerance {most:g})"
         return Trial(site, method, differences | {"unembedding": effect}, wrong="" if effect <= most else wrong)
     apart = float(abs(ds[f"{METRIC}_clean"] - ds[f"{METRIC}_corrupted"]).max()) if method == "patch" else None
@@ -197,7 +198,7 @@ def causal_trial(model: Model, encoded: EncodedPair) -> list[Trial]:
     found, wrong = attempt(lambda: [forward(module, given, there)[site].float() for given in runs])
     if found is None:
         return [Trial(site, "causal", wrong=wrong)]
-    moved = (found[0] - found[1]).flatten(0, -2)[:-1].abs().max().item()
+    moved = ((found[0] - found[1]).flatten(0, -2)[:-1].abs().max() / found[0].abs().max()).item()
     wrong = f"`causal: true`, but another last token moves what is before it by {moved:.3g}"
-    sees = moved > TOLERANCES[model.dtype][1]
+    sees = moved > min(tolerance(model), 0.05)  # as a share of the residual stream's largest number
     return [Trial(site, "causal", {"earlier positions": moved}, wrong=wrong if sees else "")]

@@ -36,16 +36,18 @@ def class_name(config: PreTrainedConfig) -> str:
     raise SpecError(f"transformers has no class that answers for a {config.model_type} model, so no file is proposed.")
 
 
-def meta_module(model_class: str, config: PreTrainedConfig) -> Any:
+def meta_module(model_class: str, config: PreTrainedConfig, attn_implementation: str | None = None) -> Any:
     """A model on the meta device: its tree and its shapes, in no memory."""
     with torch.device("meta"):
-        return _made(model_class, config)
+        return _made(model_class, config, attn_implementation)
 
 
-def random_module(model_class: str, config: PreTrainedConfig, seed: int = 0) -> torch.nn.Module:
+def random_module(
+    model_class: str, config: PreTrainedConfig, attn_implementation: str | None = None
+) -> torch.nn.Module:
     """A model with random weights, so large that what is changed in one place is seen in the answer."""
-    torch.manual_seed(seed)
-    module = _made(model_class, config)
+    torch.manual_seed(0)
+    module = _made(model_class, config, attn_implementation)
     with torch.no_grad():
         for part in module.modules():
             for weight in part.parameters(recurse=False):
@@ -53,12 +55,16 @@ def random_module(model_class: str, config: PreTrainedConfig, seed: int = 0) -> 
                     layered = isinstance(part, torch.nn.Linear | torch.nn.Conv2d | torch.nn.Conv3d)
                     fan_in = weight[0].numel() if layered else min(weight.shape[-2:])
                     weight.normal_(std=(GAIN / fan_in) ** 0.5)
+                elif weight.numel() == 1:
+                    weight.fill_(0.5)  # a gate, which begins as shut
     return module
 
 
-def _made(model_class: str, config: PreTrainedConfig) -> torch.nn.Module:
+def _made(model_class: str, config: PreTrainedConfig, attn_implementation: str | None) -> torch.nn.Module:
+    options = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
-        made: torch.nn.Module = class_of(model_class)._from_config(copy.deepcopy(config), dtype=torch.float32).eval()
+        found = class_of(model_class)._from_config(copy.deepcopy(config), dtype=torch.float32, **options)
+        made: torch.nn.Module = found.eval()
     except (ValueError, TypeError, RuntimeError, AttributeError, ImportError, KeyError) as error:
         raise SpecError(f"{model_class} cannot be made from this configuration: {first_line(error)}") from error
     return made

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from vlm_patching.models import layouts
 from vlm_patching.models.architecture import ImageEntry, Prompting
@@ -70,7 +69,7 @@ def _default(section: type[BaseModel], name: str) -> str:
     known = section.model_fields[name]
     if known.is_required():
         return "must be given"
-    value = None if known.default is PydanticUndefined else known.default
+    value = known.get_default() if known.default_factory is None else None
     return "" if value in (None, "", ()) or isinstance(value, BaseModel) else f"`{str(value).lower()}`"
 
 
