@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedConfig
 
-from vlm_patching.models.families.schema import value_at
+from vlm_patching.models.families.values import value_at
 from vlm_patching.models.tree import joined
 
 SELECT = "vision_feature_select_strategy"

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 
 from vlm_patching.errors import SpecError
 from vlm_patching.models.blank import class_name, class_of, meta_module
-from vlm_patching.models.families.schema import value_at
+from vlm_patching.models.families.values import value_at
 from vlm_patching.models.families.writing import written
 from vlm_patching.models.layouts import rules
 from vlm_patching.models.pictures import layout_of, template_of

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedConfig
 
 from vlm_patching.errors import SpecError
-from vlm_patching.models.architecture import (
-    IMAGE_STACKS,
-    Architecture,
-    Attention,
-    ImageEntry,
-    Prompting,
-    Stack,
-    Tap,
-)
+from vlm_patching.models.architecture import IMAGE_STACKS, Architecture, ImageEntry, Prompting, Tap
 from vlm_patching.models.blank import class_of
+from vlm_patching.models.families.stacks import checked_stack
+from vlm_patching.models.families.values import Value, resolved, value_at, whole_number, window_of
 from vlm_patching.models.layouts import layout_rule
 
-MAX_LAYERS, MAX_HEADS, MAX_SETTING = 10_000, 10_000, 1_000_000
-Value = str | int | float | bool
-"""A value, or (text) the path of one in the configuration."""
+MAX_SETTING = 1_000_000
 
 
 class _Section(BaseModel):
@@ -278,7 +270,7 @@ class FamilyFile(_Section):
             model_class = class_of(self.model_class)
         except SpecError as error:
             raise SpecError(f"model_class: {error}") from error
-        stacks = tuple(_checked_stack(number, stack, config) for number, stack in enumerate(self.stacks))
+        stacks = tuple(checked_stack(number, stack, config) for number, stack in enumerate(self.stacks))
         names = [stack.name for stack in stacks]
         placed = [name for name in names if name not in IMAGE_STACKS]
         if self.text not in placed:
@@ -303,7 +295,7 @@ class FamilyFile(_Section):
             keeps_logits=("logits_to_keep" in takes or self.pack is not None) and self.answer == "continues",
             needs=tuple(key for key, known in takes.items() if key not in ("self", "input_ids") and _must_be(known)),
             packs=self.text if self.pack else "",
-            packs_up_to=_window(config, self.pack.window) if self.pack and self.pack.window else None,
+            packs_up_to=window_of(config, self.pack.window) if self.pack and self.pack.window else None,
             packs_rows=self.pack.rows if self.pack else (),
             packs_text=bool(self.pack and self.pack.text_only),
             rotary=self.pack.position_ids.tap() if self.pack and self.pack.position_ids else None,
@@ -316,7 +308,7 @@ class FamilyFile(_Section):
         large = [key for key, value in settings.items() if isinstance(value, int) and value > MAX_SETTING]
         if large:
             raise SpecError(f"image.layout.{large[0]}: {settings[large[0]]} is too large")
-        marks = tuple(_whole_number(config, mark) for mark in self.image.marks)
+        marks = tuple(whole_number(config, mark) for mark in self.image.marks)
         if (self.image.place == "marks") != bool(marks or self.image.mask):
             raise SpecError("image.marks: what says which tokens stand for an image belongs to `place: marks`.")
         rule = layout_rule(str(settings.pop("rule", "")), settings)
@@ -344,152 +336,16 @@ class FamilyFile(_Section):
             alone=known.alone,
             mark=known.mark,
             extends=known.extends,
-            start=tuple(_whole_number(config, token) for token in start),
-            begins=None if known.begins is None else _whole_number(config, known.begins),
+            start=tuple(whole_number(config, token) for token in start),
+            begins=None if known.begins is None else whole_number(config, known.begins),
             classes={str(word): int(number) for word, number in classes.items()},
-            longest=None if known.longest is None else _whole_number(config, known.longest),
+            longest=None if known.longest is None else whole_number(config, known.longest),
         )
-
-
-def _checked_stack(number: int, file: StackFile, config: PreTrainedConfig) -> Stack:
-    """A stack; `SpecError` names its section."""
-    try:
-        layers, heads = _whole_number(config, file.layers), _whole_number(config, file.heads)
-        if not (1 <= layers <= MAX_LAYERS and 1 <= heads <= MAX_HEADS):
-            raise SpecError(f"{layers} layers of {heads} heads cannot be")
-        return _stack(file, config)
-    except SpecError as error:
-        raise SpecError(f"stacks[{number}] ({file.name}): {error}") from error
 
 
 def _must_be(known: inspect.Parameter) -> bool:
     """Whether an argument has to be given."""
     return known.default is known.empty and known.kind is known.POSITIONAL_OR_KEYWORD
-
-
-def _stack(file: StackFile, config: PreTrainedConfig) -> Stack:
-    """A stack's taps in the order in which a layer computes them."""
-    layer, count = file.layer, _whole_number(config, file.layers)
-    taps = {"resid_pre": Tap(layer, "input")}
-    attentions: dict[str, Attention] = {}
-    only: dict[str, tuple[int, ...]] = {}
-    for prefix, block in (("attn", file.attention), ("cross_attn", file.cross_attention)):
-        if block is None:
-            continue
-        made = {
-            f"{prefix}_context": Tap(f"{layer}.{block.out}", "input"),
-            f"{prefix}_out": Tap(f"{layer}.{block.out}", "output"),
-        }
-        if block.block:
-            made[f"{prefix}_block_out"] = Tap(f"{layer}.{block.block}", "output")
-        taps |= made
-        if block.pattern:
-            attentions[f"{prefix}_pattern"] = Attention(
-                f"{layer}.{block.module}",
-                block.mask,
-                block.keys or file.name,
-                block.causal,
-                block.eager,
-                block.source,
-                block.folds,
-                block.part,
-            )
-        there = _layers_with(block, config, count)
-        if len(there) < count:
-            only |= dict.fromkeys([*made, f"{prefix}_pattern"], there)
-    if file.cross_attention and file.cross_attention.layers and file.attention and not file.attention.layers:
-        crossed = only["cross_attn_out"]  # a layer cross-attends in the place of attending to itself
-        apart = tuple(number for number in range(count) if number not in crossed)
-        only |= {name: apart for name in ("attn_context", "attn_out", "attn_block_out", "attn_pattern")}
-    mlp = PlaceFile(path=file.mlp) if isinstance(file.mlp, str) else file.mlp
-    if file.neurons:
-        taps["mlp_neuron"] = Tap(f"{layer}.{mlp.path}", "input")
-    taps["mlp_out"] = Tap(f"{layer}.{mlp.path}", mlp.end, mlp.part)
-    if file.mlp_block:
-        taps["mlp_block_out"] = Tap(f"{layer}.{file.mlp_block}", "output")
-    taps["resid_post"] = Tap(layer, "output")
-    return Stack(
-        name=file.name,
-        layers=count,
-        heads=_whole_number(config, file.heads),
-        taps=taps,
-        last_layer=_last_read(file, config, count),
-        attentions=attentions,
-        unembed=file.unembed,
-        whole=file.whole.tap() if file.whole else None,
-        image_keys=tuple(f"{layer}.{name}" for name in (file.cross_attention.made if file.cross_attention else ())),
-        skips=file.skips,
-        entry=Tap(f"{layer}.{file.entry}", "input") if file.entry else None,
-        scale=float(resolved(config, file.scale)),
-        softcap=float(resolved(config, file.softcap) or 0),
-        complete=file.complete and (file.hidden_state is None or len(_states(file, config, count)) == 1),
-        only={name: layers for name, layers in only.items() if name in taps or name in attentions},
-        imaged=tuple(int(number) % count for number in value_at(config, file.imaged)) if file.imaged else (),
-    )
-
-
-def _layers_with(block: AttentionFile, config: PreTrainedConfig, count: int) -> tuple[int, ...]:
-    """The layers that have an attention block."""
-    if block.layers is None:
-        return tuple(range(0, count, _whole_number(config, block.every)))
-    listed = value_at(config, block.layers)
-    if block.kind is not None:
-        return tuple(number for number, kind in enumerate(listed) if kind == block.kind)
-    return tuple(int(number) % count for number in listed)
-
-
-def _last_read(file: StackFile, config: PreTrainedConfig, layers: int) -> int:
-    """The highest layer whose output anything reads; hidden state 0 is what enters layer 0."""
-    if file.hidden_state is None:
-        return layers - 1
-    return max(state % (layers + 1) - 1 for state in _states(file, config, layers))
-
-
-def _states(file: StackFile, config: PreTrainedConfig, layers: int) -> list[int]:
-    """The hidden states that are read, one or several."""
-    given = resolved(config, file.hidden_state)
-    states = given if isinstance(given, list | tuple) else [given]
-    for state in states:
-        if not isinstance(state, int) or not -layers <= state <= layers or state == 0:
-            raise SpecError(f"{file.hidden_state} {state} is no output of this model's {layers} {file.name} layers.")
-    return list(states)
-
-
-def value_at(config: Any, path: str, *default: Any) -> Any:
-    """A value of a configuration by its path; `SpecError` where it has none and no default is given."""
-    value = config
-    for part in path.split("."):
-        if part.startswith("_"):
-            raise SpecError(f"{path} is no setting of a configuration")
-        value = value.get(part, _MISSING) if isinstance(value, Mapping) else getattr(value, part, _MISSING)
-        if value is _MISSING:
-            if default:
-                return default[0]
-            raise SpecError(f"the configuration has no {path}")
-    return value
-
-
-_MISSING = object()
-
-
-def resolved(config: PreTrainedConfig, value: Any) -> Any:
-    """A value as it is, or what a path in the configuration leads to: text with a dot, or a key of the config."""
-    if isinstance(value, str) and (("." in value and " " not in value) or hasattr(config, value)):
-        return value_at(config, value)
-    return value
-
-
-def _window(config: PreTrainedConfig, value: Value) -> int | None:
-    """How many positions the cache of a sliding window keeps (all but one); None for configurations that have none."""
-    found = value_at(config, value, None) if isinstance(value, str) else value
-    return None if found is None else _whole_number(config, found) - 1
-
-
-def _whole_number(config: PreTrainedConfig, value: Value) -> int:
-    found = resolved(config, value)
-    if isinstance(found, bool) or not isinstance(found, int):
-        raise SpecError(f"{value} must be a whole number, and is {found!r}")
-    return found
 
 
 def keys_at(location: Iterable[Any]) -> list[str]:
