@@ -9,7 +9,7 @@ import pytest
 
 from tests.families import all_known
 from tests.families.page import COLUMNS, PAGE, page
-from vlm_patching.models import families
+from vlm_patching.models.families import families
 
 
 def rows() -> dict[str, list[str]]:
