@@ -16,10 +16,12 @@ from vlm_patching.backends.plan import Settings
 from vlm_patching.serving import Loopback
 
 
-@pytest.fixture(autouse=True)
-def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="package")
+def _one_by_one() -> Iterator[None]:
     """Local runs take pairs one by one, as a server does, so that their numbers are the same to the bit."""
-    monkeypatch.setattr(local, "settings_on", lambda *_: Settings(join=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "settings_on", lambda *_: Settings(join=False))
+        yield
 
 
 @pytest.fixture(scope="session")
