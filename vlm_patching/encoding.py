@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import transformers
 from jinja2 import TemplateError
 
 from vlm_patching.errors import SpecError
@@ -57,10 +55,8 @@ class Encoding:
             encoded = listening(text=templated, return_tensors="pt", **given)
         except (ValueError, TypeError, KeyError, IndexError, TemplateError) as error:
             raise SpecError(f"the processor of {description.name!r} cannot take {prompt.text!r}: {error}") from error
-        takes = inspect.signature(getattr(transformers, architecture.model_class).forward).parameters
-        self.tensors = {
-            name: value for name, value in encoded.items() if isinstance(value, torch.Tensor) and name in takes
-        }
+        tensors = {name: value for name, value in encoded.items() if isinstance(value, torch.Tensor)}
+        self.tensors = {name: value for name, value in tensors.items() if name in architecture.takes}
         self.tensors.pop("labels", None)
         ids = self._ids()
         self.text, self.special, self.written, self.offsets = self._heard(heard, ids)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from tokenizers import processors
 from transformers import (
     AyaVisionConfig,
@@ -51,11 +50,8 @@ TEMPLATE = (
 Tiling = Callable[[tuple[int, int], int], tuple[int, int]]
 
 
-def ask(processor: Any, images: Sequence[Image.Image], text: str) -> kit.Inputs:
-    """The chat template begins with the start token, and the tokenizer would put another before it."""
-    content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return dict(processor(images=list(images) or None, text=prompt, add_special_tokens=False, return_tensors="pt"))
+ask = partial(kit.ask, add_special_tokens=False)
+"""The chat template begins with the start token, and the tokenizer would put another before it."""
 
 
 def tokenizer_with(special: Sequence[str], **more: Any) -> PreTrainedTokenizerFast:

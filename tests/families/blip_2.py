@@ -28,14 +28,7 @@ QUERIES, SIDE, PATCH = 8, 48, 12
 VISION = Tower(
     layers=3,
     heads=4,
-    places={
-        "resid_pre": Place("vision_model.encoder.layers.{layer}", "input"),
-        "resid_post": Place("vision_model.encoder.layers.{layer}"),
-        "attn_out": Place("vision_model.encoder.layers.{layer}.self_attn.projection"),
-        "attn_context": Place("vision_model.encoder.layers.{layer}.self_attn.projection", "input"),
-        "mlp_out": Place("vision_model.encoder.layers.{layer}.mlp.fc2"),
-        "mlp_neuron": Place("vision_model.encoder.layers.{layer}.mlp.fc2", "input"),
-    },
+    places=kit.places("vision_model.encoder.layers.{layer}", "self_attn.projection", "mlp.fc2"),
 )
 # Post-norm, as BERT. Only every second layer, from the first on, has cross-attention; `attention` is BERT's `self`.
 QFORMER = Tower(
@@ -57,14 +50,7 @@ _OPT = "language_model.model.decoder.layers.{layer}"
 OPT = Tower(
     layers=3,
     heads=4,
-    places={
-        "resid_pre": Place(_OPT, "input"),
-        "resid_post": Place(_OPT),
-        "attn_out": Place(f"{_OPT}.self_attn.out_proj"),
-        "attn_context": Place(f"{_OPT}.self_attn.out_proj", "input"),
-        "mlp_out": Place(f"{_OPT}.fc2"),
-        "mlp_neuron": Place(f"{_OPT}.fc2", "input"),
-    },
+    places=kit.places(_OPT, "self_attn.out_proj", "fc2"),
 )
 
 

@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 
+from tests.families import kit
 from tests.families.kit import Inputs, Known, Patch, Place, Tower, byte_pairs, randomise
 
 
@@ -117,14 +118,7 @@ def _span(number: int, length: int, stride: int, original: int) -> tuple[float, 
     return begin * original / length, end * original / length
 
 
-ENCODER = {
-    "resid_pre": Place("model.language_model.encoder.layers.{layer}", "input"),
-    "resid_post": Place("model.language_model.encoder.layers.{layer}"),
-    "attn_out": Place("model.language_model.encoder.layers.{layer}.self_attn.out_proj"),
-    "attn_context": Place("model.language_model.encoder.layers.{layer}.self_attn.out_proj", "input"),
-    "mlp_out": Place("model.language_model.encoder.layers.{layer}.fc2"),
-    "mlp_neuron": Place("model.language_model.encoder.layers.{layer}.fc2", "input"),
-}
+ENCODER = kit.places("model.language_model.encoder.layers.{layer}", "self_attn.out_proj", "fc2")
 DECODER = {
     "resid_pre": Place("model.language_model.decoder.layers.{layer}", "input"),
     "resid_post": Place("model.language_model.decoder.layers.{layer}"),

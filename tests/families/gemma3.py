@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -94,20 +93,6 @@ def _build(folder: Path, window: int) -> None:
     processor.save_pretrained(folder)
 
 
-def _encode(processor: Any, images: Sequence[Image.Image], text: str) -> kit.Inputs:
-    # As a whole, for the template writes <bos>: tokenizing its text a second time may add another.
-    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
-    return dict(
-        processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-    )
-
-
 def _patches(inputs: kit.Inputs, config: Any, sizes: Sequence[tuple[int, int]]) -> dict[str, list[tuple[int, Patch]]]:
     """The picture is stretched onto a square grid, whose patches are averaged in squares."""
     marked = (inputs["input_ids"][0] == config.image_token_id).nonzero().flatten().tolist()
@@ -137,31 +122,17 @@ def _known(name: str, window: int) -> Known:
     return Known(
         name=name,
         build=lambda folder: _build(folder, window),
-        encode=_encode,
+        encode=kit.ask_whole,
         towers={
             "vision": Tower(
                 layers=3,
                 heads=4,
-                places={
-                    "resid_pre": Place(_SIGHT, "input"),
-                    "resid_post": Place(_SIGHT),
-                    "attn_out": Place(f"{_SIGHT}.self_attn"),
-                    "attn_context": Place(f"{_SIGHT}.self_attn.out_proj", "input"),
-                    "mlp_out": Place(f"{_SIGHT}.mlp"),
-                    "mlp_neuron": Place(f"{_SIGHT}.mlp.fc2", "input"),
-                },
+                places=kit.places(_SIGHT, "self_attn.out_proj", "mlp", "mlp.fc2", attn_out="self_attn"),
             ),
             "language": Tower(
                 layers=3,
                 heads=4,
-                places={
-                    "resid_pre": Place(_TEXT, "input"),
-                    "resid_post": Place(_TEXT),
-                    "attn_out": Place(f"{_TEXT}.self_attn"),
-                    "attn_context": Place(f"{_TEXT}.self_attn.o_proj", "input"),
-                    "mlp_out": Place(f"{_TEXT}.mlp"),
-                    "mlp_neuron": Place(f"{_TEXT}.mlp.down_proj", "input"),
-                },
+                places=kit.places(_TEXT, "self_attn.o_proj", "mlp", "mlp.down_proj", attn_out="self_attn"),
             ),
         },
         embeds=Place("model.multi_modal_projector"),

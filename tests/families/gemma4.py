@@ -165,16 +165,7 @@ def _processor(folder: Path) -> PicturesOnly:
 
 
 def _encode(processor: Any, images: Sequence[Image.Image], text: str) -> kit.Inputs:
-    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
-    inputs = dict(
-        processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-    )
+    inputs = kit.ask_whole(processor, images, text)
     inputs.pop("num_soft_tokens_per_image", None)
     return inputs
 
@@ -211,14 +202,7 @@ _TEXT = "model.language_model.layers.{layer}"
 
 
 def _known(name: str) -> Known:
-    language = {
-        "resid_pre": Place(_TEXT, "input"),
-        "resid_post": Place(_TEXT),
-        "attn_out": Place(f"{_TEXT}.self_attn"),
-        "attn_context": Place(f"{_TEXT}.self_attn.o_proj", "input"),
-        "mlp_out": Place(f"{_TEXT}.mlp"),
-        "mlp_neuron": Place(f"{_TEXT}.mlp.down_proj", "input"),
-    }
+    language = kit.places(_TEXT, "self_attn.o_proj", "mlp", "mlp.down_proj", attn_out="self_attn")
     if SIZES[name].get("enable_moe_block"):  # `mlp` and the experts, each after a norm of its own, are added first
         language["mlp_out"] = Place(f"{_TEXT}.post_feedforward_layernorm", "input")
         del language["mlp_neuron"]
@@ -230,14 +214,7 @@ def _known(name: str) -> Known:
             "vision": Tower(
                 layers=2,
                 heads=4,
-                places={
-                    "resid_pre": Place(_SIGHT, "input"),
-                    "resid_post": Place(_SIGHT),
-                    "attn_out": Place(f"{_SIGHT}.self_attn"),
-                    "attn_context": Place(f"{_SIGHT}.self_attn.o_proj", "input"),
-                    "mlp_out": Place(f"{_SIGHT}.mlp"),
-                    "mlp_neuron": Place(f"{_SIGHT}.mlp.down_proj", "input"),
-                },
+                places=kit.places(_SIGHT, "self_attn.o_proj", "mlp", "mlp.down_proj", attn_out="self_attn"),
             ),
             "language": Tower(layers=len(SIZES[name]["layer_types"]), heads=4, places=language),
         },

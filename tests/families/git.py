@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import BertTokenizer, CLIPImageProcessorPil, GitConfig, GitForCausalLM, GitProcessor, GitVisionConfig
 
+from tests.families import kit
 from tests.families.kit import SENTENCES, Inputs, Known, Patch, Place, Tower, randomise
 
 SIDE = 64
@@ -83,23 +84,9 @@ def _uncropped(box: Sequence[float], size: tuple[int, int]) -> tuple[float, floa
     return x0, y0, x1, y1
 
 
-VISION = {
-    "resid_pre": Place("git.image_encoder.vision_model.encoder.layers.{layer}", "input"),
-    "resid_post": Place("git.image_encoder.vision_model.encoder.layers.{layer}"),
-    "attn_out": Place("git.image_encoder.vision_model.encoder.layers.{layer}.self_attn.out_proj"),
-    "attn_context": Place("git.image_encoder.vision_model.encoder.layers.{layer}.self_attn.out_proj", "input"),
-    "mlp_out": Place("git.image_encoder.vision_model.encoder.layers.{layer}.mlp"),
-    "mlp_neuron": Place("git.image_encoder.vision_model.encoder.layers.{layer}.mlp.fc2", "input"),
-}
+VISION = kit.places("git.image_encoder.vision_model.encoder.layers.{layer}", "self_attn.out_proj", "mlp", "mlp.fc2")
 # As BERT: `attention.output` and `output` add the residual and norm, only their `dense` is the contribution.
-LANGUAGE = {
-    "resid_pre": Place("git.encoder.layer.{layer}", "input"),
-    "resid_post": Place("git.encoder.layer.{layer}"),
-    "attn_out": Place("git.encoder.layer.{layer}.attention.output.dense"),
-    "attn_context": Place("git.encoder.layer.{layer}.attention.output.dense", "input"),
-    "mlp_out": Place("git.encoder.layer.{layer}.output.dense"),
-    "mlp_neuron": Place("git.encoder.layer.{layer}.output.dense", "input"),
-}
+LANGUAGE = kit.places("git.encoder.layer.{layer}", "attention.output.dense", "output.dense")
 
 KNOWN = Known(
     name="git",

@@ -64,12 +64,12 @@ def save(folder: Path, module: Any, words: Any) -> None:
     qwen2_vl.save(folder, module, Glm4vProcessor, Glm4vImageProcessorPil, words, TEMPLATE, patch=8, frames=2)
 
 
-VISION_TOWER = Tower(3, 2, qwen2_vl.places(qwen2_vl.BLOCK, "attn.proj", "mlp.down_proj"))
+VISION_TOWER = Tower(3, 2, kit.places(qwen2_vl.BLOCK, "attn.proj", "mlp.down_proj"))
 
 KNOWN = Known(
     name="glm4v",
     build=build,
-    encode=qwen2_vl.encode,
+    encode=kit.ask,
     towers={"vision": VISION_TOWER, "language": qwen2_vl.LANGUAGE},
     embeds=qwen2_vl.EMBEDS,
     tokens=qwen2_vl.TOKENS,

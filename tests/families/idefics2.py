@@ -134,39 +134,18 @@ KNOWN = kit.Known(
         "vision": kit.Tower(
             layers=3,
             heads=2,
-            places={
-                "resid_pre": Place(_VISION, "input"),
-                "resid_post": Place(_VISION),
-                "attn_out": Place(f"{_VISION}.self_attn.out_proj"),
-                "attn_context": Place(f"{_VISION}.self_attn.out_proj", "input"),
-                "mlp_out": Place(f"{_VISION}.mlp"),
-                "mlp_neuron": Place(f"{_VISION}.mlp.fc2", "input"),
-            },
+            places=kit.places(_VISION, "self_attn.out_proj", "mlp", "mlp.fc2"),
         ),
         # The latents' stack: one attention a layer, of latents over patches and latents together.
         "qformer": kit.Tower(
             layers=2,
             heads=4,
-            places={
-                "resid_pre": Place(_LATENTS, "input"),
-                "resid_post": Place(_LATENTS),
-                "attn_out": Place(f"{_LATENTS}.self_attn.o_proj"),
-                "attn_context": Place(f"{_LATENTS}.self_attn.o_proj", "input"),
-                "mlp_out": Place(f"{_LATENTS}.mlp"),
-                "mlp_neuron": Place(f"{_LATENTS}.mlp.down_proj", "input"),
-            },
+            places=kit.places(_LATENTS, "self_attn.o_proj", "mlp", "mlp.down_proj"),
         ),
         "language": kit.Tower(
             layers=3,
             heads=4,
-            places={
-                "resid_pre": Place(_TEXT, "input"),
-                "resid_post": Place(_TEXT),
-                "attn_out": Place(f"{_TEXT}.self_attn.o_proj"),
-                "attn_context": Place(f"{_TEXT}.self_attn.o_proj", "input"),
-                "mlp_out": Place(f"{_TEXT}.mlp"),
-                "mlp_neuron": Place(f"{_TEXT}.mlp.down_proj", "input"),
-            },
+            places=kit.places(_TEXT, "self_attn.o_proj", "mlp", "mlp.down_proj"),
         ),
     },
     embeds=Place("model.connector"),

@@ -45,14 +45,7 @@ _LAYER = "language_model.model.layers.{layer}"
 LLAMA = Tower(
     layers=3,
     heads=4,
-    places={
-        "resid_pre": Place(_LAYER, "input"),
-        "resid_post": Place(_LAYER),
-        "attn_out": Place(f"{_LAYER}.self_attn.o_proj"),
-        "attn_context": Place(f"{_LAYER}.self_attn.o_proj", "input"),
-        "mlp_out": Place(f"{_LAYER}.mlp.down_proj"),
-        "mlp_neuron": Place(f"{_LAYER}.mlp.down_proj", "input"),
-    },
+    places=kit.places(_LAYER, "self_attn.o_proj", "mlp.down_proj"),
 )
 
 

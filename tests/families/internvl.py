@@ -150,27 +150,12 @@ _DENSE = kit.Known(
         "vision": kit.Tower(
             layers=3,
             heads=2,
-            places={
-                "resid_pre": Place(_VISION, "input"),
-                "resid_post": Place(_VISION),
-                # A learned scale a channel (lambda_1, lambda_2) comes after attn_out and mlp_out.
-                "attn_out": Place(f"{_VISION}.attention.projection_layer"),
-                "attn_context": Place(f"{_VISION}.attention.projection_layer", "input"),
-                "mlp_out": Place(f"{_VISION}.mlp"),
-                "mlp_neuron": Place(f"{_VISION}.mlp.fc2", "input"),
-            },
+            places=kit.places(_VISION, "attention.projection_layer", "mlp", "mlp.fc2"),
         ),
         "language": kit.Tower(
             layers=3,
             heads=4,
-            places={
-                "resid_pre": Place(_TEXT, "input"),
-                "resid_post": Place(_TEXT),
-                "attn_out": Place(f"{_TEXT}.self_attn.o_proj"),
-                "attn_context": Place(f"{_TEXT}.self_attn.o_proj", "input"),
-                "mlp_out": Place(f"{_TEXT}.mlp"),
-                "mlp_neuron": Place(f"{_TEXT}.mlp.down_proj", "input"),
-            },
+            places=kit.places(_TEXT, "self_attn.o_proj", "mlp", "mlp.down_proj"),
         ),
     },
     embeds=Place("model.multi_modal_projector"),

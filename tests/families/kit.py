@@ -115,6 +115,51 @@ Edit = tuple[Place, int, Callable[[Tensor], Tensor]]
 """Where, in which layer, and what is made of the value, [position, width]."""
 
 
+def places(
+    layer: str, attention: str, mlp: str, neurons: str | None = None, attn_out: str | None = None
+) -> dict[str, Place]:
+    """A layer's places, where attention and MLP are added to the residual stream as they come.
+
+    Parameters
+    ----------
+    attention
+        The attention's last projection, whose input is the context vectors.
+    mlp, attn_out
+        What gives the MLP's and the attention's contribution; of the latter `attention`, where not given.
+    neurons
+        The MLP's last projection, whose input is the hidden activations; `mlp`, where not given.
+    """
+    return {
+        "resid_pre": Place(layer, "input"),
+        "resid_post": Place(layer),
+        "attn_out": Place(f"{layer}.{attn_out or attention}"),
+        "attn_context": Place(f"{layer}.{attention}", "input"),
+        "mlp_out": Place(f"{layer}.{mlp}"),
+        "mlp_neuron": Place(f"{layer}.{neurons or mlp}", "input"),
+    }
+
+
+def ask(processor: Any, images: Sequence[Image.Image], text: str, nested: bool = False, **more: Any) -> Inputs:
+    """One turn of the user's in the processor's chat template, pictures first; `nested` in a list within a list.
+
+    Without the second list some processors tile each of several pictures as if it were alone.
+    """
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    pictures = [list(images)] if nested else list(images)
+    return dict(processor(images=pictures if images else None, text=prompt, return_tensors="pt", **more))
+
+
+def ask_whole(processor: Any, images: Sequence[Image.Image], text: str) -> Inputs:
+    """The same, tokenized by the template itself, which begins with the first token: the tokenizer may add another."""
+    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
+    turns = [{"role": "user", "content": content}]
+    made = processor.apply_chat_template(
+        turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    return dict(made)
+
+
 def run(module: nn.Module, known: Known, inputs: Inputs, edits: Sequence[Edit] = ()) -> Tensor:
     """One forward pass with plain hooks; the logits at the read-out position, in float64."""
     handles = [hook(module, place.at(layer), change) for place, layer, change in edits]

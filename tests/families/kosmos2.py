@@ -20,14 +20,7 @@ _VISION = "vision_model.model.encoder.layers.{layer}"
 VISION = Tower(
     layers=3,
     heads=4,
-    places={
-        "resid_pre": Place(_VISION, "input"),
-        "resid_post": Place(_VISION),
-        "attn_out": Place(f"{_VISION}.self_attn.out_proj"),
-        "attn_context": Place(f"{_VISION}.self_attn.out_proj", "input"),
-        "mlp_out": Place(f"{_VISION}.mlp.fc2"),
-        "mlp_neuron": Place(f"{_VISION}.mlp.fc2", "input"),
-    },
+    places=kit.places(_VISION, "self_attn.out_proj", "mlp.fc2"),
 )
 _TEXT = "text_model.model.layers.{layer}"
 # Sub-layer norms: what `out_proj` and `fc2` get has passed a LayerNorm over all heads (all neurons) together;
@@ -35,14 +28,7 @@ _TEXT = "text_model.model.layers.{layer}"
 TEXT = Tower(
     layers=3,
     heads=4,
-    places={
-        "resid_pre": Place(_TEXT, "input"),
-        "resid_post": Place(_TEXT),
-        "attn_out": Place(f"{_TEXT}.self_attn.out_proj"),
-        "attn_context": Place(f"{_TEXT}.self_attn.out_proj", "input"),
-        "mlp_out": Place(f"{_TEXT}.ffn.fc2"),
-        "mlp_neuron": Place(f"{_TEXT}.ffn.fc2", "input"),
-    },
+    places=kit.places(_TEXT, "self_attn.out_proj", "ffn.fc2"),
 )
 
 

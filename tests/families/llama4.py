@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from transformers import (
     IMAGE_PROCESSOR_MAPPING,
     BatchFeature,
@@ -132,19 +131,6 @@ def _build(folder: Path) -> None:
     Llama4Processor(images, tokenizer, patch_size=PATCH).save_pretrained(folder)
 
 
-def _encode(processor: Any, images: Sequence[Image.Image], text: str) -> kit.Inputs:
-    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
-    return dict(
-        processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-    )
-
-
 def _patches(inputs: kit.Inputs, config: Any, sizes: Sequence[tuple[int, int]]) -> dict[str, list[tuple[int, Patch]]]:
     """Tiles row by row, then the whole picture (not the padded one) where there are several. In the encoder a class
     token ends every tile."""
@@ -195,7 +181,7 @@ _TEXT = "language_model.model.layers.{layer}"
 KNOWN = Known(
     name="llama4",
     build=_build,
-    encode=_encode,
+    encode=kit.ask_whole,
     towers={
         "vision": Tower(
             layers=3,

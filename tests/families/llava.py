@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
 from tokenizers import processors
 from transformers import (
     CLIPImageProcessorPil,
@@ -45,22 +44,8 @@ CHATML = (
     "{% endfor %}{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-VISION = {
-    "resid_pre": kit.Place("model.vision_tower.encoder.layers.{layer}", "input"),
-    "resid_post": kit.Place("model.vision_tower.encoder.layers.{layer}"),
-    "attn_out": kit.Place("model.vision_tower.encoder.layers.{layer}.self_attn.out_proj"),
-    "attn_context": kit.Place("model.vision_tower.encoder.layers.{layer}.self_attn.out_proj", "input"),
-    "mlp_out": kit.Place("model.vision_tower.encoder.layers.{layer}.mlp.fc2"),
-    "mlp_neuron": kit.Place("model.vision_tower.encoder.layers.{layer}.mlp.fc2", "input"),
-}
-LANGUAGE = {
-    "resid_pre": kit.Place("model.language_model.layers.{layer}", "input"),
-    "resid_post": kit.Place("model.language_model.layers.{layer}"),
-    "attn_out": kit.Place("model.language_model.layers.{layer}.self_attn.o_proj"),
-    "attn_context": kit.Place("model.language_model.layers.{layer}.self_attn.o_proj", "input"),
-    "mlp_out": kit.Place("model.language_model.layers.{layer}.mlp.down_proj"),
-    "mlp_neuron": kit.Place("model.language_model.layers.{layer}.mlp.down_proj", "input"),
-}
+VISION = kit.places("model.vision_tower.encoder.layers.{layer}", "self_attn.out_proj", "mlp.fc2")
+LANGUAGE = kit.places("model.language_model.layers.{layer}", "self_attn.o_proj", "mlp.down_proj")
 EMBEDS = kit.Place("model.multi_modal_projector")
 TOKENS = kit.Place("model.language_model.embed_tokens")
 
@@ -130,13 +115,6 @@ def in_text(inputs: kit.Inputs, image_token: int, patches: Sequence[kit.Patch]) 
     """Image tokens of the prompt, in order, each with what it shows."""
     places = (inputs["input_ids"][0] == image_token).nonzero().flatten().tolist()
     return list(zip(places, patches, strict=True))
-
-
-def ask(processor: Any, images: Sequence[Image.Image], text: str) -> kit.Inputs:
-    """One turn of the user's in the processor's chat template, pictures first."""
-    content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return dict(processor(images=list(images) or None, text=prompt, return_tensors="pt"))
 
 
 def vicuna_tokenizer() -> PreTrainedTokenizerFast:
@@ -278,7 +256,7 @@ KNOWN = (
     kit.Known(
         name="llava",
         build=_build_clip,
-        encode=ask,
+        encode=kit.ask,
         towers=towers(read=2),
         embeds=EMBEDS,
         tokens=TOKENS,
@@ -287,7 +265,7 @@ KNOWN = (
     kit.Known(
         name="llava_full",
         build=_build_full,
-        encode=ask,
+        encode=kit.ask,
         towers=towers(),
         embeds=EMBEDS,
         tokens=TOKENS,
@@ -296,7 +274,7 @@ KNOWN = (
     kit.Known(
         name="llava_siglip",
         build=_build_siglip,
-        encode=ask,
+        encode=kit.ask,
         towers=towers(),
         embeds=EMBEDS,
         tokens=TOKENS,

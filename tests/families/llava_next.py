@@ -23,7 +23,6 @@ from tests.families.llava import (
     TOKENS,
     Frame,
     Listed,
-    ask,
     grid,
     in_text,
     numbered,
@@ -140,7 +139,7 @@ def _build(folder: Path) -> None:
 KNOWN = kit.Known(
     name="llava_next",
     build=_build,
-    encode=ask,
+    encode=kit.ask,
     towers=towers(read=2),
     embeds=EMBEDS,
     tokens=TOKENS,

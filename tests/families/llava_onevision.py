@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -68,13 +68,6 @@ class Processor(LlavaOnevisionProcessor):
 
 
 Processor.__name__ = LlavaOnevisionProcessor.__name__  # what is saved names the class
-
-
-def _encode(processor: Any, images: Sequence[Image.Image], text: str) -> kit.Inputs:
-    """Pictures of one prompt go in as one list within a list; in a plain list each would be tiled as if alone."""
-    content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return dict(processor(images=[list(images)] if images else None, text=prompt, return_tensors="pt"))
 
 
 def _shrunk(
@@ -148,7 +141,7 @@ def _build(folder: Path) -> None:
 KNOWN = kit.Known(
     name="llava_onevision",
     build=_build,
-    encode=_encode,
+    encode=partial(kit.ask, nested=True),
     towers=towers(),
     embeds=EMBEDS,
     tokens=TOKENS,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from tokenizers.processors import TemplateProcessing
 from transformers import MllamaConfig, MllamaForConditionalGeneration, MllamaImageProcessorPil, MllamaProcessor
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
+from tests.families import kit
 from tests.families.kit import Inputs, Known, Patch, Place, Tower, byte_pairs, randomise
 
 LOCAL, GLOBAL, TEXT = 3, 2, 5
@@ -93,13 +94,6 @@ def build(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def encode(processor: Any, images: Sequence[Image.Image], text: str) -> Inputs:
-    content = [{"type": "image"} for _ in images] + [{"type": "text", "text": text}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    # The template has written the first token already.
-    return dict(processor(list(images) or None, prompt, add_special_tokens=False, return_tensors="pt"))
-
-
 def patches(inputs: Inputs, config: Any, sizes: Sequence[tuple[int, int]]) -> dict[str, list[tuple[int, Patch]]]:
     vision = config.vision_config
     side = vision.image_size // vision.patch_size
@@ -175,7 +169,7 @@ LANGUAGE = {
 KNOWN = Known(
     name="mllama",
     build=build,
-    encode=encode,
+    encode=partial(kit.ask, add_special_tokens=False),  # the template has written the first token
     towers={
         "vision": Tower(LOCAL, 2, encoder("transformer")),
         "vision_global": Tower(GLOBAL, 2, encoder("global_transformer")),

@@ -209,26 +209,12 @@ def _known(name: str, **more: Any) -> kit.Known:
             "vision": kit.Tower(
                 layers=3,
                 heads=4,
-                places={
-                    "resid_pre": Place(_VISION, "input"),
-                    "resid_post": Place(_VISION),
-                    "attn_out": Place(f"{_VISION}.self_attn.o_proj"),
-                    "attn_context": Place(f"{_VISION}.self_attn.o_proj", "input"),
-                    "mlp_out": Place(f"{_VISION}.mlp"),
-                    "mlp_neuron": Place(f"{_VISION}.mlp.fc2", "input"),
-                },
+                places=kit.places(_VISION, "self_attn.o_proj", "mlp", "mlp.fc2"),
             ),
             "language": kit.Tower(
                 layers=3,
                 heads=4,
-                places={
-                    "resid_pre": Place(_TEXT, "input"),
-                    "resid_post": Place(_TEXT),
-                    "attn_out": Place(f"{_TEXT}.self_attn.o_proj"),
-                    "attn_context": Place(f"{_TEXT}.self_attn.o_proj", "input"),
-                    "mlp_out": Place(f"{_TEXT}.mlp"),
-                    "mlp_neuron": Place(f"{_TEXT}.mlp.down_proj", "input"),
-                },
+                places=kit.places(_TEXT, "self_attn.o_proj", "mlp", "mlp.down_proj"),
             ),
         },
         # Added to the embeddings of the image's marks, not put in their place.

@@ -137,26 +137,12 @@ KNOWN = kit.Known(
         "vision": kit.Tower(
             layers=3,
             heads=2,
-            places={
-                "resid_pre": Place(_VISION, "input"),
-                "resid_post": Place(_VISION),
-                "attn_out": Place(f"{_VISION}.attention.out_proj"),
-                "attn_context": Place(f"{_VISION}.attention.out_proj", "input"),
-                "mlp_out": Place(f"{_VISION}.ffn"),
-                "mlp_neuron": Place(f"{_VISION}.ffn.down_proj", "input"),
-            },
+            places=kit.places(_VISION, "attention.out_proj", "ffn", "ffn.down_proj"),
         ),
         "language": kit.Tower(
             layers=3,
             heads=4,
-            places={
-                "resid_pre": Place(_TEXT, "input"),
-                "resid_post": Place(_TEXT),
-                "attn_out": Place(f"{_TEXT}.self_attn.o_proj"),
-                "attn_context": Place(f"{_TEXT}.self_attn.o_proj", "input"),
-                "mlp_out": Place(f"{_TEXT}.mlp"),
-                "mlp_neuron": Place(f"{_TEXT}.mlp.down_proj", "input"),
-            },
+            places=kit.places(_TEXT, "self_attn.o_proj", "mlp", "mlp.down_proj"),
         ),
     },
     # Probabilities of visual words. The table that they are weighted with runs twice: also for the five marks.

@@ -118,14 +118,7 @@ _SIGHT = "model.vision_tower.encoder.layers.{layer}"
 VISION = Tower(
     layers=3,
     heads=4,
-    places={
-        "resid_pre": Place(_SIGHT, "input"),
-        "resid_post": Place(_SIGHT),
-        "attn_out": Place(f"{_SIGHT}.self_attn"),
-        "attn_context": Place(f"{_SIGHT}.self_attn.out_proj", "input"),
-        "mlp_out": Place(f"{_SIGHT}.mlp"),
-        "mlp_neuron": Place(f"{_SIGHT}.mlp.fc2", "input"),
-    },
+    places=kit.places(_SIGHT, "self_attn.out_proj", "mlp", "mlp.fc2", attn_out="self_attn"),
 )
 
 # Gemma 2 has norms between `self_attn` / `mlp` and the residual stream; what these put out is before the norm.
@@ -133,14 +126,7 @@ _TEXT = "model.language_model.layers.{layer}"
 LANGUAGE = Tower(
     layers=3,
     heads=4,
-    places={
-        "resid_pre": Place(_TEXT, "input"),
-        "resid_post": Place(_TEXT),
-        "attn_out": Place(f"{_TEXT}.self_attn"),
-        "attn_context": Place(f"{_TEXT}.self_attn.o_proj", "input"),
-        "mlp_out": Place(f"{_TEXT}.mlp"),
-        "mlp_neuron": Place(f"{_TEXT}.mlp.down_proj", "input"),
-    },
+    places=kit.places(_TEXT, "self_attn.o_proj", "mlp", "mlp.down_proj", attn_out="self_attn"),
 )
 
 KNOWN = (

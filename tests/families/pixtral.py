@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from transformers import LlavaConfig, LlavaForConditionalGeneration, MistralConfig, PixtralVisionConfig
 from transformers.models.pixtral import image_processing_pil_pixtral as pillow
 
@@ -102,15 +101,6 @@ def _build(folder: Path) -> None:
     whole.save_pretrained(folder)
 
 
-def _encode(processor: Any, images: Sequence[Image.Image], text: str) -> kit.Inputs:
-    content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
-    return dict(
-        processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
-        )
-    )
-
-
 def _patches(inputs: kit.Inputs, config: Any, sizes: Sequence[tuple[int, int]]) -> dict[str, list[tuple[int, Patch]]]:
     """A picture is stretched a little to whole tokens; in the text a row of tokens ends with [IMG_BREAK], the last one
     with [IMG_END]."""
@@ -144,26 +134,12 @@ _TOWERS = {
     "vision": Tower(
         layers=3,
         heads=4,
-        places={
-            "resid_pre": Place(_SIGHT, "input"),
-            "resid_post": Place(_SIGHT),
-            "attn_out": Place(f"{_SIGHT}.attention"),
-            "attn_context": Place(f"{_SIGHT}.attention.o_proj", "input"),
-            "mlp_out": Place(f"{_SIGHT}.feed_forward"),
-            "mlp_neuron": Place(f"{_SIGHT}.feed_forward.down_proj", "input"),
-        },
+        places=kit.places(_SIGHT, "attention.o_proj", "feed_forward", "feed_forward.down_proj", attn_out="attention"),
     ),
     "language": Tower(
         layers=3,
         heads=4,
-        places={
-            "resid_pre": Place(_TEXT, "input"),
-            "resid_post": Place(_TEXT),
-            "attn_out": Place(f"{_TEXT}.self_attn"),
-            "attn_context": Place(f"{_TEXT}.self_attn.o_proj", "input"),
-            "mlp_out": Place(f"{_TEXT}.mlp"),
-            "mlp_neuron": Place(f"{_TEXT}.mlp.down_proj", "input"),
-        },
+        places=kit.places(_TEXT, "self_attn.o_proj", "mlp", "mlp.down_proj", attn_out="self_attn"),
     ),
 }
 
@@ -172,7 +148,7 @@ def known(name: str, build: Callable[[Path], None]) -> Known:
     return Known(
         name=name,
         build=build,
-        encode=_encode,
+        encode=kit.ask_whole,
         towers=_TOWERS,
         embeds=Place("model.multi_modal_projector"),
         tokens=Place("model.language_model.embed_tokens"),

@@ -45,9 +45,9 @@ def patches(inputs: Inputs, config: Any, sizes: Sequence[tuple[int, int]]) -> di
 KNOWN = Known(
     name="qwen2_5_vl",
     build=build,
-    encode=qwen2_vl.encode,
+    encode=kit.ask,
     towers={
-        "vision": Tower(3, 2, qwen2_vl.places(qwen2_vl.BLOCK, "attn.proj", "mlp.down_proj")),
+        "vision": Tower(3, 2, kit.places(qwen2_vl.BLOCK, "attn.proj", "mlp.down_proj")),
         "language": qwen2_vl.LANGUAGE,
     },
     # The merger's own output is still window by window: what leaves the encoder is row by row again.

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from transformers import (
     Qwen2Tokenizer,
     Qwen2VLConfig,
@@ -100,12 +99,6 @@ def images_only(family: Any) -> Any:
     return type(family.__name__, (family,), {"__init__": __init__})
 
 
-def encode(processor: Any, images: Sequence[Image.Image], text: str) -> Inputs:
-    content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return dict(processor(images=list(images) or None, text=prompt, return_tensors="pt"))
-
-
 def patches(
     inputs: Inputs, config: Any, sizes: Sequence[tuple[int, int]], window: int | None = None
 ) -> dict[str, list[tuple[int, Patch]]]:
@@ -143,28 +136,16 @@ def grid_patch(image: int, row: int, column: int, rows: int, columns: int, size:
     return Patch(image, row=row, column=column, box=box)
 
 
-def places(layer: str, attention: str, mlp: str) -> dict[str, Place]:
-    """Components by the paths of the attention's and the MLP's last projection."""
-    return {
-        "resid_pre": Place(layer, "input"),
-        "resid_post": Place(layer),
-        "attn_out": Place(f"{layer}.{attention}"),
-        "attn_context": Place(f"{layer}.{attention}", "input"),
-        "mlp_out": Place(f"{layer}.{mlp}"),
-        "mlp_neuron": Place(f"{layer}.{mlp}", "input"),
-    }
-
-
 BLOCK = "model.visual.blocks.{layer}"
-LANGUAGE = Tower(3, 4, places("model.language_model.layers.{layer}", "self_attn.o_proj", "mlp.down_proj"))
+LANGUAGE = Tower(3, 4, kit.places("model.language_model.layers.{layer}", "self_attn.o_proj", "mlp.down_proj"))
 EMBEDS = Place("model.visual", part="pooler_output")
 TOKENS = Place("model.language_model.embed_tokens")
 
 KNOWN = Known(
     name="qwen2_vl",
     build=build,
-    encode=encode,
-    towers={"vision": Tower(3, 2, places(BLOCK, "attn.proj", "mlp.fc2")), "language": LANGUAGE},
+    encode=kit.ask,
+    towers={"vision": Tower(3, 2, kit.places(BLOCK, "attn.proj", "mlp.fc2")), "language": LANGUAGE},
     embeds=EMBEDS,
     tokens=TOKENS,
     patches=patches,

@@ -39,12 +39,12 @@ def save(folder: Path, module: Any, words: Any) -> None:
     qwen2_vl.save(folder, module, Qwen3VLProcessor, Qwen2VLImageProcessorPil, words, qwen2_vl.TURNS, patch=8)
 
 
-VISION_TOWER = Tower(3, 2, qwen2_vl.places(qwen2_vl.BLOCK, "attn.proj", "mlp.linear_fc2"))
+VISION_TOWER = Tower(3, 2, kit.places(qwen2_vl.BLOCK, "attn.proj", "mlp.linear_fc2"))
 
 KNOWN = Known(
     name="qwen3_vl",
     build=build,
-    encode=qwen2_vl.encode,
+    encode=kit.ask,
     towers={"vision": VISION_TOWER, "language": qwen2_vl.LANGUAGE},
     # Not all that is handed over: `deepstack_features` of the same output, a list, is added to the image positions of
     # the residual stream after layers 0, 1 .. of the text, between one layer's resid_post and the next one's resid_pre.

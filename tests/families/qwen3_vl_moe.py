@@ -25,7 +25,7 @@ def build(folder: Path) -> None:
 
 def places() -> dict[str, Place]:
     """Experts' neurons are those of other experts at every position: there are none to name."""
-    dense = qwen2_vl.places(LAYER, "self_attn.o_proj", "mlp")
+    dense = kit.places(LAYER, "self_attn.o_proj", "mlp")
     return {component: place for component, place in dense.items() if component != "mlp_neuron"}
 
 

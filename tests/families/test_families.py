@@ -216,18 +216,25 @@ def _label(tried: Tried, stack: str, position: int) -> str:
 
 
 def test_entries_are_those_of_plain_hooks(tried: Tried) -> None:
-    """The image and the token embeddings, position by position."""
-    entries = {"token_embeds": tried.known.tokens}
+    """The image embeddings, and (the two texts differ there) the token embeddings, position by position."""
+    words = replace(tried.pair, corrupted=Prompt(tried.pair.clean.image, OTHER))
+    entries = [("token_embeds", tried.known.tokens, words, "symmetric_token_replacement")]
     if tried.known.embeds is not None:
-        entries["image_embeds"] = tried.known.embeds
-    for site, place in entries.items():
-        places = _positions(tried, site)
-        ds = tried.run({"patch": {"sites": [site], "positions": places}})
-        source = kit.read(tried.module, tried.known, tried.clean, [(place, 0)])[0]
+        entries.append(("image_embeds", tried.known.embeds, tried.pair, "semantic_image_pair"))
+    for site, place, pair, kind in entries:
+        images = [pair.corrupted.picture()] if pair.corrupted.images else []
+        corrupted = tried.known.encode(tried.model.description.processor, images, pair.corrupted.text)
+        subject = [i for i in tried.encoded.positions[site].groups.get("subject", ())]
+        places = sorted({*_positions(tried, site), *subject})
+        ds = tried.run({"patch": {"sites": [site], "positions": places}, "corruption": {"kind": kind}}, pair)
+        source, base = kit.read(tried.module, tried.known, tried.clean, [(place, 0)])[0], tried.difference(corrupted)
+        effects = []
         for position in places:
             cell = float(ds["logit_difference"].sel(position=_label(tried, site, position)).item())
-            wanted = tried.difference(tried.corrupted, [(place, 0, _replaced(source, position, slice(None)))])
+            wanted = tried.difference(corrupted, [(place, 0, _replaced(source, position, slice(None)))])
             assert cell == pytest.approx(wanted, abs=TOLERANCE), f"{site} {position}"
+            effects.append(abs(wanted - base))
+        assert max(effects) > 100 * TOLERANCE, f"{site}: effects under {max(effects)} could not show an error"
 
 
 @pytest.mark.parametrize("size", [SIZE, (120, 72), (64, 112)])

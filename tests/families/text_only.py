@@ -24,6 +24,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from tests.families import kit
 from tests.families.kit import Inputs, Known, Place, Tower, byte_pairs, pieces, randomise
 
 SIZES = {
@@ -129,28 +130,14 @@ def _no(images: Sequence[Image.Image]) -> None:
 
 
 # Gemma 2's norms after attention and MLP come after these; Phi's attention and MLP both read the layer's input.
-LLAMA = {
-    "resid_pre": Place("model.layers.{layer}", "input"),
-    "resid_post": Place("model.layers.{layer}"),
-    "attn_out": Place("model.layers.{layer}.self_attn.o_proj"),
-    "attn_context": Place("model.layers.{layer}.self_attn.o_proj", "input"),
-    "mlp_out": Place("model.layers.{layer}.mlp"),
-    "mlp_neuron": Place("model.layers.{layer}.mlp.down_proj", "input"),
-}
+LLAMA = kit.places("model.layers.{layer}", "self_attn.o_proj", "mlp", "mlp.down_proj")
 PHI = {
     **LLAMA,
     "attn_out": Place("model.layers.{layer}.self_attn.dense"),
     "attn_context": Place("model.layers.{layer}.self_attn.dense", "input"),
     "mlp_neuron": Place("model.layers.{layer}.mlp.fc2", "input"),
 }
-GPT2 = {
-    "resid_pre": Place("transformer.h.{layer}", "input"),
-    "resid_post": Place("transformer.h.{layer}"),
-    "attn_out": Place("transformer.h.{layer}.attn.c_proj"),
-    "attn_context": Place("transformer.h.{layer}.attn.c_proj", "input"),
-    "mlp_out": Place("transformer.h.{layer}.mlp"),
-    "mlp_neuron": Place("transformer.h.{layer}.mlp.c_proj", "input"),
-}
+GPT2 = kit.places("transformer.h.{layer}", "attn.c_proj", "mlp", "mlp.c_proj")
 
 
 def _known(

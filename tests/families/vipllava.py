@@ -23,7 +23,6 @@ from tests.families.llava import (
     SIDE,
     TOKENS,
     Listed,
-    ask,
     cropped,
     grid,
     in_text,
@@ -79,7 +78,7 @@ def _build(folder: Path) -> None:
 KNOWN = kit.Known(
     name="vipllava",
     build=_build,
-    encode=ask,
+    encode=kit.ask,
     towers=towers(vision_layers=4, read=3),
     embeds=EMBEDS,
     tokens=TOKENS,

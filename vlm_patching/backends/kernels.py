@@ -257,11 +257,11 @@ def packed_inputs(
         "attention_mask": mask.expand(rows, 1, queries, prefix + queries),
         "logits_to_keep": pack["ends"],
     }
-    alone, _ = inputs_of(program, trace, None)
-    longer, given = inputs_of(program, trace, forced)
-    inputs |= {name: alone[name] for name in pack["needs"]}
-    inputs |= {name: longer[name][:, positions] for name in pack["per_token"] if name in longer}
-    return {**inputs, "past_key_values": cache}, given
+    if pack["needs"] or pack["per_token"]:
+        alone, longer = (inputs_of(program, trace, answer)[0] for answer in (None, forced))
+        inputs |= {name: alone[name] for name in pack["needs"]}
+        inputs |= {name: longer[name][:, positions] for name in pack["per_token"] if name in longer}
+    return {**inputs, "past_key_values": cache}, given_of(forced)
 
 
 def inputs_of(program: dict[str, Any], trace: dict[str, Any], forced: Any) -> tuple[dict[str, Any], int]:
@@ -286,7 +286,7 @@ def inputs_of(program: dict[str, Any], trace: dict[str, Any], forced: Any) -> tu
         noisy = perturbed(pixels.reshape(1, -1, pixels.shape[-1]).expand(rows, -1, -1), trace["pixels"])
         noisy = noisy.reshape(rows, *pixels.shape).masked_fill(~filled(pixels), 0)
         inputs["pixel_values"] = noisy.reshape(inputs["pixel_values"].shape).to(inputs["pixel_values"].dtype)
-    given = 0 if forced is None else forced["given"].shape[1]
+    given = given_of(forced)
     if given:
         name = program["extends"]
         more = forced["given"].expand(rows, -1)
@@ -297,6 +297,11 @@ def inputs_of(program: dict[str, Any], trace: dict[str, Any], forced: Any) -> tu
         last = torch.arange(-1 - given, 0)  # for a number of them some models leave positions out of upper layers
         inputs |= {"logits_to_keep": last, "use_cache": bool(trace.get("keeps_cache"))}
     return inputs, given
+
+
+def given_of(forced: Any) -> int:
+    """How many tokens of an answer are given behind the prompt."""
+    return 0 if forced is None else int(forced["given"].shape[1])
 
 
 def lengthened(inputs: dict[str, Any], others: dict[str, Any], count: int) -> None:

@@ -20,6 +20,7 @@ import torch
 from vlm_patching.backends.batches import exact_traces
 from vlm_patching.backends.cells import Cell
 from vlm_patching.backends.gradients import gradient_traces
+from vlm_patching.backends.kernels import given_of
 from vlm_patching.backends.reading import attention_trace, lens_traces
 from vlm_patching.backends.traces import at, trace
 from vlm_patching.errors import SpecError
@@ -201,8 +202,7 @@ class Job:
     @cached_property
     def given(self) -> int:
         """Tokens of an answer that are given behind the prompt, where whole answers are measured."""
-        forced = self._forced(self.graph.metrics)[0]
-        return 0 if forced is None else int(forced["given"].shape[1])
+        return given_of(self._forced(self.graph.metrics)[0])
 
     @cached_property
     def first_difference(self) -> int:

@@ -270,8 +270,8 @@ class Architecture:
         Whether the answer follows the prompt in the text stack's own sequence; else a decoder of its own begins it.
     keeps_logits
         Whether the forward pass takes `logits_to_keep`, which positions get logits.
-    needs
-        What the forward pass cannot do without, beside token ids.
+    takes, needs
+        Names of the forward pass's arguments; and of those that it cannot do without, beside token ids.
     packs
         The causal decoder whose cells can share one key-value prefix, entered with token ids, a 4D mask and position
         ids; "" where there is none (attention over the prefix in both directions, or an encoder).
@@ -295,6 +295,7 @@ class Architecture:
     prompting: Prompting = field(default_factory=Prompting)
     continues: bool = False
     keeps_logits: bool = False
+    takes: frozenset[str] = frozenset()
     needs: tuple[str, ...] = ()
     packs: str = ""
     packs_up_to: int | None = None

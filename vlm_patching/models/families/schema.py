@@ -293,6 +293,7 @@ class FamilyFile(_Section):
             prompting=self._prompting(config),
             continues=self.answer == "continues",
             keeps_logits=("logits_to_keep" in takes or self.pack is not None) and self.answer == "continues",
+            takes=frozenset(takes),
             needs=tuple(key for key, known in takes.items() if key not in ("self", "input_ids") and _must_be(known)),
             packs=self.text if self.pack else "",
             packs_up_to=window_of(config, self.pack.window) if self.pack and self.pack.window else None,
