@@ -15,47 +15,54 @@ from typing import Annotated, Any
 
 import typer
 
-from vlm_patching.commands import bundle, doctor, remote, serve
+from vlm_patching.commands import bundle, completion, doctor, init, remote, serve
+from vlm_patching.commands.options import Backend, Changes, Family, Host, Spec, Threads
 from vlm_patching.commands.output import AsJson, show
 from vlm_patching.errors import RunError, SpecError, unknown
 from vlm_patching.validation import parse_yaml
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help=f"{__doc__}\n--debug, anywhere: show the traceback of an error.",
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
-Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file, or a preset's name.")]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the spec; may be repeated."),
-]
-Family = Annotated[
-    str | None, typer.Option(metavar="FILE", help="The model's family file, as --set model.family=FILE.")
-]
+LOOK, RUN, SHARE, LIST = "Before a run", "Running", "Results", "What there is"
+"""Headings that the commands stand under."""
 
 
-@app.command()
+@app.callback()
+def vlm_patching(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error. Anywhere.")] = False,
+) -> None:
+    """Say where to intervene in a vision-language model, and get a labelled dataset of what it did back.
+
+    Exit code 0: done. 1: a run that failed; its store keeps what is done, and the same command goes on from there.
+    2: a bad spec or argument, said in one paragraph.
+    """
+
+
+app.command(rich_help_panel=LOOK)(init.init)
+
+
+@app.command(rich_help_panel=RUN)
 def run(
     spec: Spec,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The store; results/NAME.zarr where not given.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="STORE", help="The store; results/NAME.zarr where not given."),
     ] = None,
-    backend: Annotated[str, typer.Option(help="Where the model runs: local, or ndif.")] = "local",
-    host: remote.Host = None,
-    jobs: Annotated[int, typer.Option(min=1, help="ndif: jobs under way at a time.")] = 4,
-    deadline: Annotated[float, typer.Option(help="ndif: seconds until a job is taken for lost.")] = 3600.0,
-    patience: Annotated[float, typer.Option(help="ndif: seconds a server may be out of reach.")] = 300.0,
-    sandboxed: Annotated[bool, typer.Option("--sandboxed", help="ndif: isolated, even where it need not be.")] = False,
+    backend: Backend = "local",
+    host: Host = None,
+    jobs: Annotated[int, typer.Option(min=1, help="On ndif: how many jobs are under way at a time.")] = 4,
+    deadline: Annotated[float, typer.Option(help="On ndif: seconds until a job is taken for lost.")] = 3600.0,
+    patience: Annotated[float, typer.Option(help="On ndif: seconds for which a server may be out of reach.")] = 300.0,
+    sandboxed: Annotated[
+        bool, typer.Option("--sandboxed", help="On ndif: run isolated, even where the key is trusted.")
+    ] = False,
     changes: Changes = None,
     family: Family = None,
-    engine: Annotated[str, typer.Option(help="fast, or naive: one forward pass a cell.")] = "fast",
-    checks: Annotated[bool, typer.Option(help="Trust checks on the first kept example.")] = True,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one for a small model.")] = None,
+    engine: Annotated[str, typer.Option(help="fast, or naive: one forward pass a cell, nothing reused.")] = "fast",
+    checks: Annotated[bool, typer.Option(help="Hold the first kept pair's numbers against what must be true.")] = True,
+    threads: Threads = None,
 ) -> None:
-    """Run an experiment; a run that was cut off goes on where it stopped."""
+    """Run an experiment. A run that was cut off goes on where it stopped."""
     import vlm_patching as vp
 
     experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
@@ -88,7 +95,7 @@ def run(
         print(f"  and {len(reasons) - 5} more; the coordinate `kept` has the reason of each.")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def graph(
     spec: Spec,
     changes: Changes = None,
@@ -96,7 +103,7 @@ def graph(
     as_json: AsJson = False,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flow chart.")] = False,
 ) -> None:
-    """Show the deferred intervention graph of an experiment."""
+    """Show the intervention graph of an experiment: its runs, edits and reads."""
     import vlm_patching as vp
 
     if as_json and mermaid:
@@ -105,15 +112,15 @@ def graph(
     print(drawn.to_json() if as_json else drawn.to_mermaid() if mermaid else drawn)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def plan(
     spec: Spec,
     changes: Changes = None,
     family: Family = None,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="Load the model and time a pair.")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Load the model, and time a pair.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what an experiment will cost, before anything runs."""
+    """Say what an experiment will cost: forward passes, arithmetic, memory; against one forward pass a cell."""
     import vlm_patching as vp
     from vlm_patching.pipeline import described, loaded
 
@@ -123,16 +130,19 @@ def plan(
     print(json.dumps(found.to_dict(), indent=2) if as_json else found)
 
 
-@app.command()
+@app.command(rich_help_panel=SHARE)
 def plot(
-    store: Annotated[Path, typer.Argument(help="A store that `run` has written.")],
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="A store that `run` has written.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The figure; STORE with .png where not given.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="The figure; STORE with .png where not given."),
     ] = None,
-    metric: Annotated[str, typer.Option(help="Which metric's effect.")] = "probability",
+    metric: Annotated[
+        str, typer.Option(help="The metric whose effect is drawn.", autocompletion=completion.metrics)
+    ] = "probability",
     site: Annotated[str | None, typer.Option(help="Only this site.")] = None,
-    position: Annotated[str | None, typer.Option(help="Heads: at which position.")] = None,
-    normalize: Annotated[bool, typer.Option("--normalize", help="Shares of the total effect.")] = False,
+    position: Annotated[str | None, typer.Option(help="Of heads: at which position.")] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Draw shares of the total effect.")] = False,
 ) -> None:
     """Draw a store: a heatmap, the lines of a knockout or a lens, or what heads look at."""
     import matplotlib as mpl
@@ -159,19 +169,24 @@ def plot(
     print(output)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def diagnose(
     spec: Spec,
     changes: Changes = None,
     family: Family = None,
     corruptions: Annotated[
         list[str] | None,
-        typer.Option("--corruption", metavar="YAML", help="To be compared: a kind, or {kind: ..., ...}; repeatable."),
+        typer.Option(
+            "--corruption",
+            metavar="YAML",
+            help="To be compared: a kind, or {kind: ..., ...}. May be repeated; the spec's own where not given.",
+            autocompletion=completion.corruptions,
+        ),
     ] = None,
     as_json: AsJson = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one for a small model.")] = None,
+    threads: Threads = None,
 ) -> None:
-    """Show what corruptions do: how often the answer flips, the total effects, how far activations move."""
+    """Say what corruptions do before anything is patched: how often the answer flips, how far activations move."""
     import vlm_patching as vp
 
     experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
@@ -193,7 +208,7 @@ def diagnose(
     show(rows, as_json, tuple(rows[0]))
 
 
-@app.command()
+@app.command(rich_help_panel=LIST)
 def presets(as_json: AsJson = False) -> None:
     """List the experiments that ship with the package."""
     import vlm_patching as vp
@@ -214,9 +229,9 @@ def presets(as_json: AsJson = False) -> None:
     show(rows, as_json, ("name", "model", "method", "corruption", "sites"))
 
 
-@app.command()
+@app.command(rich_help_panel=LIST)
 def models(as_json: AsJson = False) -> None:
-    """List the bundled models and what they have, and the families of models that are known."""
+    """List the bundled models, and the families of models that are known."""
     import vlm_patching as vp
     from vlm_patching.models.families import families
 
@@ -250,7 +265,7 @@ def models(as_json: AsJson = False) -> None:
     show(known, False, ("family", "class", "stacks", "image"))
 
 
-@app.command()
+@app.command(rich_help_panel=LIST)
 def datasets(as_json: AsJson = False) -> None:
     """List the datasets of pairs."""
     from vlm_patching.pairs import DATASETS
@@ -259,11 +274,11 @@ def datasets(as_json: AsJson = False) -> None:
     show(rows, as_json, ("name", "about", "options"))
 
 
-app.command()(remote.jobs)
-app.command()(doctor.doctor)
-app.command("serve-ndif")(serve.serve_ndif)
-app.add_typer(bundle.app, name="bundle")
-app.command()(bundle.replay)
+app.command(rich_help_panel=LOOK)(doctor.doctor)
+app.command(rich_help_panel=RUN)(remote.jobs)
+app.command("serve-ndif", rich_help_panel=RUN)(serve.serve_ndif)
+app.add_typer(bundle.app, name="bundle", rich_help_panel=SHARE)
+app.command(rich_help_panel=SHARE)(bundle.replay)
 
 
 def _parse_changes(changes: list[str] | None, family: str | None) -> dict[str, Any]:

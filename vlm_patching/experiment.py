@@ -40,12 +40,22 @@ class Experiment(Section):
     ----------
     name
         What results and figures are called.
-    patch, knockout, ablate, steer, path, lens, attention
-        What is done: exactly one of them.
+    model
+        Which model, and how it is loaded.
+    pairs
+        Which pairs of prompts.
     corruption
         What corrupts the corrupted run; for methods that have one (patch, path, steer).
-    source, deviations
-        The publication it follows, and where it departs from it on purpose.
+    patch, knockout, ablate, steer, path, lens, attention
+        What is done: exactly one of them.
+    metrics
+        What is measured of every run.
+    seed
+        Noise, drawn words and pictures, and which other pair is taken, are derived from it.
+    source
+        The publication it follows.
+    deviations
+        Where it departs from that on purpose, a sentence each.
 
     Examples
     --------

@@ -73,13 +73,17 @@ class ModelSpec(Section):
 
     Attributes
     ----------
-    name, revision
-        Bundled name, local folder or hub id; of the last a branch, tag or commit.
+    name
+        Bundled name, local folder or hub id.
+    revision
+        Of a hub id: branch, tag or commit.
     family
         A family's file, for a model that none of the package's files is of; a relative path begins at the working
         directory.
-    dtype, device_map
-        `float32`, `float16` or `bfloat16`; where to, as transformers takes it ("auto", "cuda:0").
+    dtype
+        What its numbers are. Metrics are computed in float32 whatever it is.
+    device_map
+        Where it is loaded to, as transformers takes it ("auto", "cuda:0").
     attn_implementation
         How attention is computed, as transformers calls it; its own choice (mostly sdpa) where not given. With one that
         takes no additive mask nothing can be blocked, and cells are not packed over a key-value prefix.
@@ -140,7 +144,15 @@ class PairsSpec(Section):
 
 
 class FactorSpec(Section):
-    """Multiplicative noise: the values are multiplied by N(mean, std²)."""
+    """Multiplicative noise: the values are multiplied by N(mean, std²).
+
+    Attributes
+    ----------
+    mean
+        Of the factor.
+    std
+        Its standard deviation.
+    """
 
     mean: float
     std: float = Field(gt=0)
@@ -152,8 +164,7 @@ class CorruptionSpec(Section):
     Attributes
     ----------
     kind
-        `semantic_image_pair`, `symmetric_token_replacement`, `constraint_replacement`, `gaussian_noise`, or a name out
-        of `IMAGE_CORRUPTIONS`.
+        What is done.
     automatic
         Symmetric token replacement: choose other words of the same role and token count among the pairs', in place of
         the pairs' own corrupted texts.
@@ -170,12 +181,20 @@ class CorruptionSpec(Section):
         more than any of them varies by: `vp.diagnose` says how far it takes the model); 3 where nothing is given.
     std
         The same in absolute units, in place of k.
-    multiplicative, scale
-        In place of k: multiply by N(mean, std²), or by one number.
+    multiplicative
+        In place of k: multiply by N(mean, std²).
+    scale
+        In place of k: multiply by one number.
     draws
-        Noise: how many seeded draws; every cell of a pair gets the same ones.
-    color, radius, grid, region
-        Of `blank_image`, `blurred_image` (pixels), `shuffled_image` (patches a side), `masked_region`.
+        Noise: how many seeded draws; every cell of a pair gets the same ones. 10 where not given.
+    color
+        Of `blank_image`: red, green, blue, 0 to 255; black where not given.
+    radius
+        Of `blurred_image`, in pixels; a tenth of the shorter side where not given.
+    grid
+        Of `shuffled_image`: patches a side; 4 where not given.
+    region
+        Of `masked_region`: which region of the pair is painted over; `object` where not given.
     """
 
     kind: str

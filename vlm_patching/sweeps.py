@@ -33,10 +33,13 @@ class _Sweep(Section):
     ----------
     sites
         ``stack.component``, `image_embeds`, `token_embeds`; sites joined by "+" are edited together, in one cell.
-    layers, heads
-        `all`, a list, or "start:stop".
+    layers
+        Which layers, counted from 0.
+    heads
+        Which heads, of sites that have heads.
     positions
-        Selectors of `vlm_patching.positions`: group names, ``each:`` a group, indices, or `all`.
+        Selectors: a group's name (its positions together are one cell), ``each:`` and a group (one cell a position),
+        ``all``, or an index, negative from the end.
     window
         How many layers around each are edited together; a list sweeps several widths.
     """
@@ -101,10 +104,12 @@ class KnockoutSpec(Section):
         any key gets no attention output (z = 0).
     sites
         ``stack.attn_pattern`` or ``stack.cross_attn_pattern``; every block that has both groups where not given.
-    layers, window
-        As in `patch`.
+    layers
+        Which layers, counted from 0.
     heads
         Which heads are blocked, together.
+    window
+        How many layers around each are blocked together; a list sweeps several widths.
     """
 
     edges: Names = Field(min_length=1)
@@ -124,6 +129,8 @@ class AblateSpec(_Sweep):
     kind
         `zero`; `mean`: over the clean runs of all pairs and all positions of the selector; `resample`: the value in the
         clean run of another pair; `scale`: times `factor`.
+    factor
+        Of `scale`, and needed there.
     """
 
     kind: Literal["zero", "mean", "resample", "scale"] = "zero"
@@ -163,7 +170,19 @@ class SteerSpec(_Sweep):
 
 
 class ReceiverSpec(Section):
-    """The place that a path ends at: one site, layer and position, and a head where the site has heads."""
+    """The place that a path ends at: one site, layer and position, and a head where the site has heads.
+
+    Attributes
+    ----------
+    site
+        ``stack.component``.
+    layer
+        Its number, from 0.
+    head
+        Its number, from 0, where the site has heads.
+    position
+        A position group that is one position, or an index.
+    """
 
     site: str
     layer: int = Field(ge=0)
@@ -191,7 +210,7 @@ class PathSpec(_Sweep):
         senders' stacks and of those behind them, and the senders' stacks' own cross-attention contexts (that of later
         stacks is how anything reaches them).
     direction
-        As in `patch`.
+        `denoise`: the senders take clean values, in the corrupted run. `noise`: corrupted values, in the clean run.
     """
 
     receiver: Annotated[ReceiverSpec | None, BeforeValidator(_receiver)] = None
@@ -207,8 +226,10 @@ class LensSpec(Section):
     sites
         ``stack.resid_post`` or ``stack.resid_pre`` of a stack that ends in an unembedding; `resid_post` of each such
         stack where not given.
-    layers, positions
-        As in `patch`.
+    layers
+        Which layers, counted from 0.
+    positions
+        Selectors of single positions: `last`, ``each:`` and a group, ``all``, or an index.
     """
 
     sites: tuple[str, ...] | None = Field(default=None, min_length=1)
@@ -223,10 +244,12 @@ class AttentionSpec(Section):
     ----------
     sites
         ``stack.attn_pattern`` or ``stack.cross_attn_pattern``.
-    layers, heads
-        As in `patch`.
+    layers
+        Which layers, counted from 0.
+    heads
+        Which heads.
     positions
-        The queries. The mean is taken over the positions of a group.
+        The queries, by selectors. The mean is taken over the positions of a group.
     keys
         Which keys are kept, each apart: a group, several joined by "+", or `all`.
     """

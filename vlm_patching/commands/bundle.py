@@ -8,10 +8,15 @@ from typing import Annotated
 
 import typer
 
+from vlm_patching.commands import completion
+from vlm_patching.commands.options import Backend, Host, Threads
 from vlm_patching.commands.output import AsJson
-from vlm_patching.commands.remote import Host
 
-app = typer.Typer(no_args_is_help=True, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Share results as one file, and run again what others share.",
+)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A bundle.")]
 
@@ -20,7 +25,8 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="A bundle.")]
 def save(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="A store that `run` has written.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The bundle; STORE with .vlmp.zip where not given.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="The bundle; STORE with .vlmp.zip where not given."),
     ] = None,
     figures: Annotated[bool, typer.Option(help="Draw the results' figures into it.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a file of this name.")] = False,
@@ -65,18 +71,26 @@ def verify(file: File) -> None:
 @app.command()
 def replay(
     file: File,
-    backend: Annotated[str, typer.Option(help="Where the model runs: local, or ndif.")] = "local",
+    backend: Backend = "local",
     host: Host = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Run this model: a bundled name, a folder, a hub id.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Run this model: a bundled name, a folder, a hub id.",
+            autocompletion=completion.models,
+        ),
     ] = None,
     allow_download: Annotated[
         bool, typer.Option("--allow-download", help="Load the hub model that the bundle names.")
     ] = False,
     device_map: Annotated[str | None, typer.Option(help="As transformers takes it: cpu, cuda:0, auto.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Store of the new results.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="STORE", help="Where the new results go; nowhere where not given."),
+    ] = None,
     as_json: AsJson = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one for a small model.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Run a bundle again and compare; exit code 1 where the numbers are not within their tolerance."""
     import vlm_patching as vp

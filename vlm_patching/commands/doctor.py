@@ -12,8 +12,9 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from vlm_patching.commands import completion
+from vlm_patching.commands.options import Backend, Host
 from vlm_patching.commands.output import AsJson, show
-from vlm_patching.commands.remote import Host
 
 Table = list[dict[str, Any]]
 
@@ -21,22 +22,29 @@ Table = list[dict[str, Any]]
 def doctor(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="A bundled name, a folder, a hub id; a backend where left out."),
+        typer.Argument(
+            metavar="MODEL",
+            help="A bundled name, a folder or a hub id. Left out: the backend is looked at.",
+            autocompletion=completion.models,
+        ),
     ] = None,
     family: Annotated[Path | None, typer.Option(metavar="FILE", help="The model's family file.")] = None,
     weights: Annotated[
         Literal["load", "random", "none"],
-        typer.Option(help="Load them, draw random ones, or none: only what the configuration says."),
+        typer.Option(help="Load the weights, draw random ones, or do without: what the configuration says alone."),
     ] = "load",
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where a file for an unknown family goes; MODEL_TYPE.yaml.")
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Where a file for an unknown family goes; MODEL_TYPE.yaml if none."
+        ),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     device_map: Annotated[str | None, typer.Option(help="As transformers takes it: cpu, cuda:0, auto.")] = None,
     attn_implementation: Annotated[str | None, typer.Option(help="eager, sdpa, flash_attention_2, ...")] = None,
     quantization: Annotated[str | None, typer.Option(help="4bit or 8bit, by bitsandbytes.")] = None,
-    backend: Annotated[str, typer.Option(help="Without MODEL: local, or ndif.")] = "local",
+    backend: Backend = "local",
     host: Host = None,
     as_json: AsJson = False,
 ) -> None:

@@ -15,14 +15,14 @@ from vlm_patching.commands.output import AsJson, show
 if TYPE_CHECKING:
     from vlm_patching.backends.jobs import Job
 
-Host = Annotated[str | None, typer.Option(help="Address of the NDIF server; NDIF_HOST, or the public one.")]
-
 
 def jobs(
-    store: Annotated[Path, typer.Argument(help="A store that `run --backend ndif` has begun.")],
-    wait: Annotated[bool, typer.Option("--wait", help="Until none is under way; `run` then fetches results.")] = False,
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="A store that `run --backend ndif` has begun.")],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until none is under way; `run` then fetches their results.")
+    ] = False,
     cancel: Annotated[
-        bool, typer.Option("--cancel", help="Forget them: `run` sends their work anew. The server is not told.")
+        bool, typer.Option("--cancel", help="Forget them; `run` sends their work anew. The server is not told.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

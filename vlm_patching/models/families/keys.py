@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 import sys
 from importlib import resources
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from vlm_patching.manual import documented
 from vlm_patching.models import layouts
 from vlm_patching.models.architecture import ImageEntry, Prompting
 from vlm_patching.models.families import schema
@@ -27,16 +27,6 @@ SECTIONS: dict[str, tuple[type[BaseModel], type]] = {
 }
 """Title → the section, and the class that documents its keys."""
 EXAMPLE = "paligemma.yaml"
-
-
-def documented(described: type) -> dict[str, str]:
-    """Attribute → what its class's docstring says of it."""
-    text = (inspect.getdoc(described) or "").split("Attributes\n----------\n")[-1]
-    found: dict[str, str] = {}
-    for names, said in re.findall(r"^(\w[\w, ]*)\n((?:    .*(?:\n|$))+)", text, re.MULTILINE):
-        meaning = re.sub(r"``(.*?)``", r"`\1`", " ".join(said.split()))
-        found |= dict.fromkeys(names.split(", "), meaning)
-    return found
 
 
 def tables() -> str:
