@@ -275,6 +275,15 @@ def test_an_unquoted_range_in_a_spec_file_is_a_range_and_not_a_number_to_the_bas
     assert layers is not None and layers.values == (3, 4, 5)
 
 
+def test_which_run_is_steered_can_be_said_in_a_spec_file(tmp_path: Path) -> None:
+    file = tmp_path / "spec.yaml"
+    steer = {"sites": ["question_encoder.resid_post"], "on": "clean"}
+    file.write_text(vp.Experiment.from_dict(changed(BLIP, {"patch": MISSING}) | {"steer": steer}).to_yaml())
+    file.write_text(file.read_text().replace("'on'", "on").replace('"on"', "on"))
+    read = vp.Experiment.from_yaml(file).steer
+    assert read is not None and read.on == "clean"
+
+
 # Models
 
 

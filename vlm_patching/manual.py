@@ -109,7 +109,8 @@ def as_markdown(text: str) -> str:
 def as_yaml(value: Any) -> str:
     """A value on one line, as YAML."""
     if isinstance(value, str):
-        return value if re.fullmatch(r"[A-Za-z][\w./-]*|\d+:\d+", value) else json.dumps(value, ensure_ascii=False)
+        plain = re.fullmatch(r"[A-Za-z][\w./-]*|\d+:\d+", value) and value not in ("null", "true", "false")
+        return value if plain else json.dumps(value, ensure_ascii=False)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(as_yaml, value))}]"
     if isinstance(value, Mapping):

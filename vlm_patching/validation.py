@@ -34,7 +34,8 @@ _YAML = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML as version 1.2 reads it: 3:6 and dates are text, 1e-3 and 010 numbers (1.1 makes 186 of the first).
+    """Safe YAML as version 1.2 reads it: 3:6, dates, on and yes are text, 1e-3 and 010 numbers (1.1 makes 186 of the
+    first, and true of the key `on`).
 
     A key that is given twice is an error, and so are anchors (a few lines of which can stand for more than fits into
     memory) and tags.
@@ -63,11 +64,14 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.yaml_implicit_resolvers = {
     first: [
-        (tag, pattern) for tag, pattern in resolvers if tag.removeprefix(_YAML) not in ("int", "float", "timestamp")
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag.removeprefix(_YAML) not in ("bool", "int", "float", "timestamp")
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_constructor(f"{_YAML}int", _Loader.construct_whole_number)
+_Loader.add_implicit_resolver(f"{_YAML}bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver(f"{_YAML}int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     f"{_YAML}float",
