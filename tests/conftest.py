@@ -11,7 +11,6 @@ import torch
 from transformers import AutoProcessor
 
 import vlm_patching as vp
-from tests.commands import Command, caller
 from tests.oracle.patching import build_blip, build_llava
 from vlm_patching import pipeline
 from vlm_patching.models import Model
@@ -111,9 +110,3 @@ def _save(model: Any, processor: Any, folder: Path) -> str:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """`vlm-patching` in this process; an error that would be a traceback fails the test."""
-    return caller(capsys, monkeypatch)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from PIL import Image
 
 import vlm_patching as vp
-from tests.commands import Command, Outcome
-from vlm_patching import pipeline, sweep
+from vlm_patching import cli, pipeline, sweep
 from vlm_patching.backends import local
 from vlm_patching.backends.local import LocalBackend
 from vlm_patching.backends.plan import Settings
@@ -22,6 +22,33 @@ from vlm_patching.backends.plan import Settings
 TINY = ["--set", "pairs.n=2", "--set", "pairs.keep=all", "--set", "patch.layers=[0, 5]"]
 HEADS = ["notice2024_blip_heads", *TINY]
 STORE = Path("results") / "notice2024_blip_heads.zarr"
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`vlm-patching` in this process; an error that would be a traceback fails the test."""
+
+    def call(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["vlm-patching", *map(str, arguments)])
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as done:
+            code = done.code or 0
+        out, err = capsys.readouterr()
+        return Outcome(code, out, err)
+
+    return call
 
 
 def shell(*arguments: object, cwd: Path) -> Outcome:

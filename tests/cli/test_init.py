@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import vlm_patching as vp
-from tests.commands import Command
+from tests.test_cli import Command
 from vlm_patching.experiment import Experiment
 from vlm_patching.manual import entries
 from vlm_patching.pairs import DATASETS

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import typer
 
-from tests.commands import Command
+from tests.test_cli import Command
 from vlm_patching.cli import app
 
 
 def commands(group: Any = None, front: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     group = group or typer.main.get_command(app)
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from commands(command, (*front, name))
+    for name, found in group.commands.items():
+        if hasattr(found, "commands"):
+            yield from commands(found, (*front, name))
         else:
-            yield (*front, name), command
+            yield (*front, name), found
 
 
 EVERY = dict(commands())
