@@ -153,6 +153,7 @@ class Experiment(Section):
         return data
 
     def to_yaml(self) -> str:
+        """A spec file's text; `from_yaml` reads it back."""
         data = self.to_dict()
         text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
         if parse_yaml(text, "YAML") != data:  # rare characters, such as U+0085, survive only as escapes
@@ -160,6 +161,7 @@ class Experiment(Section):
         return text
 
     def to_json(self) -> str:
+        """The same as JSON."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
     @classmethod

@@ -89,6 +89,11 @@ def above_mean(ds: xr.Dataset) -> xr.DataArray:
     site and attending position that the dataset has, so let it have all. NaN for keys that are not patches of the
     example (the class token, text) and where only one head was read.
 
+    Parameters
+    ----------
+    ds
+        As in `head_functions`.
+
     Raises
     ------
     SpecError

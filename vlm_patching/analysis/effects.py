@@ -39,7 +39,13 @@ def method_of(ds: xr.Dataset) -> str:
 
 
 def metrics_of(ds: xr.Dataset) -> list[str]:
-    """The metrics that a dataset has: the variables that have a clean run's value beside them."""
+    """The metrics that a dataset has: the variables that have a clean run's value beside them.
+
+    Parameters
+    ----------
+    ds
+        What `vp.run` gave.
+    """
     return [str(name) for name in ds.data_vars if f"{name}_clean" in ds]
 
 
@@ -56,6 +62,13 @@ def total_effect(ds: xr.Dataset, metric: str) -> xr.DataArray:
 
     Where less of a metric is better (`kl_divergence`, `answer_rank`) the sign is turned, so that positive still means
     that corrupting did harm.
+
+    Parameters
+    ----------
+    ds
+        What `vp.run` gave.
+    metric
+        One of the dataset's metrics.
 
     Raises
     ------

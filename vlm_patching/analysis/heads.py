@@ -94,6 +94,11 @@ def universal_heads(
 def by_task(effect: xr.DataArray) -> dict[str, xr.DataArray]:
     """An effect's examples apart, by their `task`: what `universal_heads` takes.
 
+    Parameters
+    ----------
+    effect
+        What `vp.effect` gave for a dataset of several tasks.
+
     Raises
     ------
     SpecError

@@ -66,6 +66,7 @@ class Remote:
 
     @property
     def address(self) -> str:
+        """Of the server that is meant, without a slash at its end."""
         return (self.host or os.environ.get("NDIF_HOST") or PUBLIC).rstrip("/")
 
 

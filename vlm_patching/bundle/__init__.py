@@ -47,7 +47,13 @@ def verify(path: str | Path) -> Summary:
 
 
 def show(path: str | Path) -> str:
-    """What is in a bundle, on one screen; it is checked as `verify` does, so what is shown is what is there."""
+    """What is in a bundle, on one screen; it is checked as `verify` does, so what is shown is what is there.
+
+    Parameters
+    ----------
+    path
+        What `save` has written.
+    """
     return str(verify(path))
 
 

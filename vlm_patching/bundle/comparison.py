@@ -30,6 +30,8 @@ class Comparison:
 
     Attributes
     ----------
+    name
+        The variable's.
     cells
         How many numbers were compared: those that are there both times.
     largest
@@ -52,6 +54,7 @@ class Comparison:
 
     @property
     def within(self) -> bool:
+        """Whether it is the same, within its tolerance and of the same cells."""
         near = self.differing <= self.share if self.tolerance is None else self.largest <= self.tolerance
         return near and self.same_cells
 
@@ -68,6 +71,8 @@ class Replay:
 
     Attributes
     ----------
+    name
+        Of the experiment.
     digest
         Of the bundle.
     dtype

@@ -78,14 +78,26 @@ class Summary:
 
     Attributes
     ----------
+    name, experiment_id
+        Of the experiment.
     digest
         SHA-256 of the manifest, which has that of every file: two bundles of one digest hold the same.
+    created_at
+        When the results were made.
+    files, size
+        How many files it has, and their bytes, unpacked.
+    environment
+        What made the numbers: model, weights, device, versions.
     family
         The family's file that it carries: its name and digest; "" where the package's own is meant.
     graph
         Drawn as text.
+    pairs, kept
+        How many pairs it has, and how many of them were swept.
     sizes
         Dimension of the results → its length.
+    variables, figures
+        Their names.
     agrees
         Whether the experiment, lowered here, still gives the bundle's graph; None where there is no experiment, or the
         model does not come with the package.

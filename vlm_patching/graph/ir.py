@@ -57,7 +57,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Read:
-    """Keep the value at a place, for later runs to use as ``run.name``."""
+    """Keep the value at a place, for later runs to use as ``run.name``.
+
+    Attributes
+    ----------
+    name
+        What it is called within its run.
+    at
+        The place.
+    """
 
     __pydantic_config__ = _STRICT
 
@@ -71,6 +79,8 @@ class Edit:
 
     Attributes
     ----------
+    at
+        The place.
     kind
         `replace` by what a run has read (`source`, as "run.read"); `hold`: the same, to keep a place from answering to
         another edit; `zero`; `mean` (`source` read in that run, mean over the positions of the selector in all pairs);
@@ -78,6 +88,8 @@ class Edit:
         pairs, or "file:" and a path); `block` the attention from queries at `position` to `keys`.
         `add_noise`, `multiply_noise` (by N(mean, std²)) or `scale` (by mean) at `pixels`, `image_embeds` or the
         `token_embeds` of a span corrupt a run.
+    source
+        What is put in, or added: what a run has read, as "run.read"; of vectors in a file, "file:" and its path.
     std, relative
         Noise: standard deviation; relative to that of the clean values over all pairs, or absolute.
     mean
@@ -103,10 +115,14 @@ class Run:
 
     Attributes
     ----------
+    name
+        Of the run: which there are is the method's.
     on
         `clean`, `corrupted`, `corrupted_image`, `corrupted_text`, or `other` (the clean prompt of another pair).
     over
         Names of the dimensions it is swept over.
+    edits, reads
+        What is changed in it, in this order, and what is kept of it.
     """
 
     __pydantic_config__ = _STRICT
@@ -120,7 +136,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Dimension:
-    """A sweep dimension: its values (for `position`: selectors, resolved per example when it runs)."""
+    """A sweep dimension.
+
+    Attributes
+    ----------
+    name
+        A name out of `DIMENSIONS`.
+    values
+        Its values; for `position` selectors, which are resolved per example when it runs.
+    """
 
     __pydantic_config__ = _STRICT
 
@@ -134,8 +158,14 @@ class InterventionGraph:
 
     Attributes
     ----------
+    name
+        What results and figures are called.
     runs
         `clean` first, the swept run last; which others there are is the method's (`structure.METHODS`).
+    dimensions
+        What the swept run is made for every value of.
+    metrics
+        What is measured of every run.
     direction
         `denoise` where the swept run starts from the corrupted run, `noise` where from the clean one.
     keep
@@ -202,9 +232,11 @@ class InterventionGraph:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
         return json.loads(json.dumps(asdict(self)))
 
     def to_json(self) -> str:
+        """The graph as JSON; `from_json` reads it back."""
         return json.dumps(self.to_dict(), indent=2)
 
     @classmethod

@@ -149,7 +149,18 @@ class ZarrStore(StoreAttributes):
 
 
 def load_results(path: str | Path) -> xr.Dataset:
-    """Open a store that `vp.run` has written; `SpecError` where it is none."""
+    """Open a store that `vp.run` has written.
+
+    Parameters
+    ----------
+    path
+        The zarr folder.
+
+    Raises
+    ------
+    SpecError
+        There is none, or it is not of a run.
+    """
     path = Path(path)
     if not path.exists():
         raise SpecError(f"Store {path} does not exist.")

@@ -1,0 +1,45 @@
+"""Every page of the site as Markdown: those under docs/ with their tables, and those made of something else."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from docs.tools import api, tables
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+ELSEWHERE = {
+    "contributing.md": "CONTRIBUTING.md",
+    "changelog.md": "CHANGELOG.md",
+    "benchmarks.md": "benchmarks/RESULTS.md",
+}
+"""Page → the file of the repository that it shows."""
+
+
+def made() -> dict[str, str]:
+    """Path below docs/ → Markdown, of the pages that are no file there."""
+    shown = {page: _moved((ROOT / source).read_text(encoding="utf-8"), source) for page, source in ELSEWHERE.items()}
+    return {**shown, **api.pages()}
+
+
+def written() -> dict[str, str]:
+    """Path below docs/ → Markdown with its tables, of the pages that are a file there."""
+    files = sorted(path for path in DOCS.rglob("*.md") if "vendor" not in path.parts)
+    return {path.relative_to(DOCS).as_posix(): tables.filled(path.read_text(encoding="utf-8")) for path in files}
+
+
+def _moved(markdown: str, source: str) -> str:
+    """A file of the repository, its links to pages of the site bent to where these are now."""
+    pages = {file: page for page, file in ELSEWHERE.items()}
+    base = Path(source).parent
+
+    def bent(match: re.Match[str]) -> str:
+        text, target, anchor = match[1], (base / match[2]).as_posix(), match[3] or ""
+        if target in pages:
+            return f"[{text}]({pages[target]}{anchor})"
+        if target.startswith("docs/"):
+            return f"[{text}]({target.removeprefix('docs/')}{anchor})"
+        return text if not (ROOT / target).exists() else f"{text} (`{target}`)"
+
+    return re.sub(r"\[([^\]]+)\]\((?!\w+:|#)([^)#]+)(#[^)]*)?\)", bent, markdown)
