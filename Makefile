@@ -13,9 +13,10 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export MPLBACKEND := Agg
+export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ndif test-families lint format types check presets findings bench train clean
+.PHONY: help demo test test-ndif test-families docs lint format types check presets findings bench train clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -42,6 +43,10 @@ test-families: $(STAMP)  ## hold every model family against plain hooks, and wri
 	mkdir -p build
 	$(BIN)/python -m pytest tests/families -n $(WORKERS) --dist loadfile --junitxml build/families.xml
 	$(BIN)/python -m tests.families.page build/families.xml
+
+docs: $(STAMP)  ## build the documentation into build/site; a warning is an error, and nothing is fetched
+	$(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m docs.tools.offline build/site
 
 lint: $(STAMP)  ## ruff check
 	$(BIN)/ruff check .
@@ -86,5 +91,5 @@ $(STAMP): constraints.txt pyproject.toml
 	  exit 1; \
 	fi
 	$(BIN)/python -m pip install -c constraints.txt torch
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,docs]'
 	@touch $@

@@ -70,7 +70,9 @@ def render(folder: Path, order: Sequence[str]) -> str:
     for one in machines:
         parts.append(_section(one, [record for record in records if record["machine"] == one]))
     if all(one["GPU"] == "none used" for one in machines):
-        parts.append(f"## GPU\n\nNo GPU was at hand. Where there is one:\n\n```sh title=\"Needs a GPU\"\n{GPU_COMMAND}```\n")
+        parts.append(
+            f'## GPU\n\nNo GPU was at hand. Where there is one:\n\n```sh title="Needs a GPU"\n{GPU_COMMAND}```\n'
+        )
     return "\n".join(parts)
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PRESETS = sorted((ROOT / "experiments").glob("*.yaml"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
-DEV = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
+DEV = [Requirement(line) for extra in ("dev", "docs") for line in PROJECT["optional-dependencies"][extra]]
 
 
 def test_every_direct_dependency_is_pinned_within_its_bounds() -> None:

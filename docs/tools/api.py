@@ -59,7 +59,8 @@ def _package() -> str:
 
 
 def _entry(path: str, shown: str, level: int) -> str:
-    return f"::: {path}\n    options:\n      heading: {shown}\n      toc_label: {shown}\n      heading_level: {level}"
+    label = shown.removeprefix("vlm_patching.")
+    return f"::: {path}\n    options:\n      heading: {shown}\n      toc_label: {label}\n      heading_level: {level}"
 
 
 def _paragraph(described: Any) -> str:

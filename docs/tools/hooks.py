@@ -8,15 +8,18 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from docs.tools import llms, pages, tables
+from docs.tools import llms, pages, tables, tutorials
 
 _NAME = re.compile(r"(?<!<pre>)<code>(vp\.[A-Za-z_.]+)((?:\([^<]*\))?)</code>")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that are no file under docs/."""
+    """Add the pages that are no file under docs/, and the tutorials with their figures."""
     for path, markdown in pages.made().items():
         files.append(File.generated(config, path, content=markdown))
+    for source in tutorials.sources():
+        for name, content in tutorials.page(source)[1].items():
+            files.append(File.generated(config, f"tutorials/{name}", content=content))
     return files
 
 

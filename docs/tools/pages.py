@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from docs.tools import api, tables
+from docs.tools import api, tables, tutorials
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -20,7 +20,8 @@ ELSEWHERE = {
 def made() -> dict[str, str]:
     """Path below docs/ → Markdown, of the pages that are no file there."""
     shown = {page: _moved((ROOT / source).read_text(encoding="utf-8"), source) for page, source in ELSEWHERE.items()}
-    return {**shown, **api.pages()}
+    run = {f"tutorials/{source.stem}.md": tutorials.page(source)[0] for source in tutorials.sources()}
+    return {**shown, **api.pages(), **run}
 
 
 def written() -> dict[str, str]:

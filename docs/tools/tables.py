@@ -97,15 +97,15 @@ def _dataset(section: type[BaseModel]) -> str:
 
 
 def _field(entry: Entry) -> tuple[str, ...]:
-    written = entry.written
+    written, meaning = entry.written, entry.meaning
     if entry.allowed:
-        written += f": {code(entry.allowed)}"
+        meaning += f" {'Each one of' if written.startswith('list') else 'One of'} {code(entry.allowed)}."
     if len(entry.sections) == 1:
         written = f"[{written}](#{_anchor(entry.name)})"
     default = (
         "**must be given**" if entry.required else "" if entry.default in (None, ()) else f"`{entry.shown_default}`"
     )
-    return f"`{entry.name}`", written, default, entry.meaning
+    return f"`{entry.name}`", written, default, meaning
 
 
 def metrics() -> str:
