@@ -18,7 +18,7 @@ def on_files(files: Files, config: Any) -> Files:
     for path, markdown in pages.made().items():
         files.append(File.generated(config, path, content=markdown))
     for source in tutorials.sources():
-        for name, content in tutorials.page(source)[1].items():
+        for name, content in tutorials.tutorial(source).files.items():
             files.append(File.generated(config, f"tutorials/{name}", content=content))
     return files
 
@@ -29,7 +29,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
-    """Make a link of every public name that is written as `vp.NAME`; one that there is not is a warning, an error."""
+    """Make a link of every public name that is written as `vp.NAME`; one that there is not is a warning, an error.
+
+    And put into tutorials what their cells gave.
+    """
 
     def link(match: re.Match[str]) -> str:
         identifier = match[1].replace("vp.", "vlm_patching.", 1).replace("vlm_patching.plot.", "vlm_patching.plots.")
@@ -37,7 +40,10 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
             return match[0]
         return f'<autoref identifier="{identifier.rstrip(".")}">{match[0]}</autoref>'
 
-    return _NAME.sub(link, html)
+    html = _NAME.sub(link, html)
+    run = {f"tutorials/{source.stem}.md": source for source in tutorials.sources()}
+    path = page.file.src_uri
+    return tutorials.placed(html, tutorials.tutorial(run[path])) if path in run else html
 
 
 def on_post_build(config: Any) -> None:

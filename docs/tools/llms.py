@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from docs.tools import api, pages
+from docs.tools import api, pages, tutorials
 from docs.tools.blocks import without_blocks
 
 
@@ -16,7 +16,7 @@ def write(site: Path, nav: list[Any], name: str) -> None:
     known = texts()
     lines = [f"# {name}", "", f"> {_about(known['index.md'])}", "", "All pages in one text: llms-full.txt."]
     whole = []
-    for title, path in _listed(nav):
+    for title, path in listed(nav):
         if path is None:
             lines += ["", f"## {title}", ""]
             continue
@@ -32,7 +32,8 @@ def write(site: Path, nav: list[Any], name: str) -> None:
 def texts() -> dict[str, str]:
     """Path → Markdown of every page, the API's with docstrings in the place of directives."""
     found = {**pages.made(), **pages.written()}
-    return found | {path: _api(found[path], path) for path in api.pages()}
+    run = {f"tutorials/{source.stem}.md": tutorials.tutorial(source).text for source in tutorials.sources()}
+    return found | {path: _api(found[path], path) for path in api.pages()} | run
 
 
 def _api(page: str, path: str) -> str:
@@ -54,7 +55,7 @@ def _signature(value: Any) -> str:
         return "(...)"
 
 
-def _listed(nav: list[Any] | Mapping[str, Any], title: str = "") -> Iterator[tuple[str, str | None]]:
+def listed(nav: list[Any] | Mapping[str, Any], title: str = "") -> Iterator[tuple[str, str | None]]:
     """Title and path of every page, and the sections' titles before theirs, without a path."""
     for item in nav:
         if isinstance(item, str):
@@ -65,7 +66,7 @@ def _listed(nav: list[Any] | Mapping[str, Any], title: str = "") -> Iterator[tup
                 yield name, inside
             else:
                 yield name, None
-                yield from _listed(inside)
+                yield from listed(inside)
 
 
 def _title(markdown: str) -> str:

@@ -20,7 +20,7 @@ ELSEWHERE = {
 def made() -> dict[str, str]:
     """Path below docs/ → Markdown, of the pages that are no file there."""
     shown = {page: _moved((ROOT / source).read_text(encoding="utf-8"), source) for page, source in ELSEWHERE.items()}
-    run = {f"tutorials/{source.stem}.md": tutorials.page(source)[0] for source in tutorials.sources()}
+    run = {f"tutorials/{source.stem}.md": tutorials.tutorial(source).markdown for source in tutorials.sources()}
     return {**shown, **api.pages(), **run}
 
 

@@ -52,10 +52,7 @@ def test_spec_files_and_folders_are_offered_beside_the_presets(tmp_path: Path, m
     (tmp_path / "specs" / "notes.txt").touch()
     assert completion.specs("pal") == ["palit2023", "palit2023_blocks", "palette.yaml"]
     assert completion.specs("spe") == ["specs/"]
-    assert completion.specs("specs/") == ["specs/inner/", "specs/one.yaml"] or completion.specs("specs/") == [
-        "specs/one.yaml",
-        "specs/inner/",
-    ]
+    assert sorted(completion.specs("specs/")) == ["specs/inner/", "specs/one.yaml"]
     assert completion.specs("none/") == []
     assert completion.specs(f"{tmp_path}/pal") == [f"{tmp_path}/palette.yaml"]
 

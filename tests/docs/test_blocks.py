@@ -9,7 +9,7 @@ import pytest
 
 from docs.tools import pages
 from docs.tools.blocks import Block, blocks
-from tests.docs.reader import Reader, assert_shows, few_pairs, is_python, is_yaml
+from tests.docs.reader import INSTANCE, Reader, assert_shows, few_pairs, is_python, is_yaml
 
 REASONS = {
     "Needs a model of the hub",
@@ -65,14 +65,16 @@ def test_no_block_is_overlooked() -> None:
 
 
 def test_an_output_that_is_not_what_was_printed_is_noticed() -> None:
-    def shows(text: str, printed: str) -> bool:
+    def shows(text: str, printed: str, title: str = "") -> bool:
         try:
-            assert_shows(Block("page", 1, "text", "", text), printed)
+            assert_shows(Block("page", 1, "text", title, text), printed)
         except AssertionError:
             return False
         return True
 
     assert shows("a\nb", "a\nb\n") and shows("b", "a\nb\nc") and shows("a\n...\nc", "a\nx\ny\nc") and shows("...", "")
     assert shows("graph ... of 3", "graph 5c1e of 3") and shows("a...", "a...")
+    assert shows("  12.5 of 1,204", "  7 of 3", INSTANCE) and not shows("12 of 3", "7 in 3", INSTANCE)
+    assert not shows("12 of 3", "7 of 3")
     assert not shows("a\nc", "a\nb\nc") and not shows("graph ... of 3", "graph 5c1e of 4") and not shows("a.b", "acb")
     assert not shows("b", "abc") and not shows("a", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from tests.docs.provoked import PROVOKED
 ENTRY = re.compile(r"^### .+ \{#([\w-]+)\}\n\n((?:> .*\n)+)\n(.+)$", re.MULTILINE)
 FAQ = (DOCS / "faq.md").read_text(encoding="utf-8")
 QUOTED = {
-    anchor: " ".join(re.sub("^> ", "", said, flags=re.MULTILINE).split()) for anchor, said, _ in ENTRY.findall(FAQ)
+    anchor: " ".join(html.unescape(re.sub("^> ", "", said, flags=re.MULTILINE)).split())
+    for anchor, said, _ in ENTRY.findall(FAQ)
 }
 
 
@@ -23,6 +25,7 @@ def test_every_section_quotes_an_error_and_says_what_to_do() -> None:
     headings = re.findall(r"^### .*\{#([\w-]+)\}$", FAQ, re.MULTILINE)
     assert headings == list(QUOTED) and len(headings) == FAQ.count("\n### ")
     assert all(len(advice) > 20 for _, _, advice in ENTRY.findall(FAQ))
+    assert "<" not in re.sub(r"\[start, end\)\s+(> )?with 0 <= start < end <= 24", "", FAQ), "Markdown would drop a tag"
 
 
 def test_what_is_quoted_is_provoked_and_what_is_provoked_is_quoted() -> None:
