@@ -101,7 +101,7 @@ def sweep(
     results.annotate({"plan": json.dumps(planned(graph, architecture, encoded, settings))})
     spent = float(attributes.get("wall_seconds", 0.0))
 
-    @lru_cache(maxsize=max(map(len, groups), default=1))  # what has just been run is what is written next
+    @lru_cache(maxsize=2 * max(map(len, groups), default=1))  # what was just run, and what is made meanwhile
     def job_of(example: int) -> Job:
         return Job(graph, architecture, prepared.encode(example), shared)
 
