@@ -57,6 +57,7 @@ def run(
 ) -> None:
     """Run an experiment; a run that was cut off goes on where it stopped."""
     import vlm_patching as vp
+    from vlm_patching.pairs.collection import told
 
     experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
     file_name = re.sub(r"[^\w+-]+", "_", experiment.name)
@@ -76,6 +77,9 @@ def run(
     except KeyboardInterrupt:
         print(f"\nStopped. What is done is in {store}; the same command goes on from there.", file=sys.stderr)
         raise typer.Exit(130) from None
+    if ds.attrs.get("pairs_considered", ds.sizes["example"]) > ds.sizes["example"]:
+        dropped = told(json.loads(ds.attrs["pairs_dropped"]))
+        print(f"{ds.sizes['example']} pairs of {ds.attrs['pairs_considered']:,} candidates{dropped}.")
     print(f"{store}: {ds.attrs['examples_kept']} of {ds.sizes['example']} pairs kept.")
     if ds.attrs["examples_unaffected"]:
         print(
@@ -252,11 +256,14 @@ def models(as_json: AsJson = False) -> None:
 
 @app.command()
 def datasets(as_json: AsJson = False) -> None:
-    """List the datasets of pairs."""
+    """List the datasets of pairs, and which files each needs."""
     from vlm_patching.pairs import DATASETS
 
-    rows = [{"name": name, "about": d.about, "options": ", ".join(d.options)} for name, d in DATASETS.items()]
-    show(rows, as_json, ("name", "about", "options"))
+    rows = [
+        {"name": name, "about": d.about, "files": d.files, "options": ", ".join(d.options)}
+        for name, d in DATASETS.items()
+    ]
+    show(rows, as_json, ("name", "about", "files", "options"))
 
 
 app.command()(remote.jobs)

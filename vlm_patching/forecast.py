@@ -136,7 +136,7 @@ def plan(
     check_inputs(inputs)
     description = described(experiment, model)
     graph = lower(experiment, description.architecture)
-    pairs = list(inputs) if inputs is not None else pairs_of(experiment)
+    pairs = pairs_of(experiment, inputs)
     pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
     prepared = prepare(graph, description, pairs)
     settings = settings_on(model.device if isinstance(model, Model) else torch.device("cpu"), batch_rows)

@@ -20,7 +20,7 @@ from vlm_patching.graph import InterventionGraph, vector_file
 from vlm_patching.graph.check import check_graph
 from vlm_patching.graph.lower import lower
 from vlm_patching.models import Model, ModelDescription, describe_model, load_model
-from vlm_patching.pairs import Pair, load_pairs
+from vlm_patching.pairs import Pair, Pairs, load
 from vlm_patching.preparation import corrupted_pairs, prepare
 from vlm_patching.results.dataset import template
 from vlm_patching.results.provenance import planned_attributes
@@ -122,7 +122,7 @@ def run(
     else:
         graph = what
         check_graph(graph, description.architecture)
-    pairs = list(inputs) if inputs is not None else pairs_of(experiment)
+    pairs = pairs_of(experiment, inputs)
     if experiment:
         pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
     prepared = prepare(graph, description, pairs)
@@ -189,8 +189,9 @@ def loaded(
     return load_model(description, **(experiment.model.loading() if experiment else {}))
 
 
-def pairs_of(experiment: Experiment | None) -> list[Pair]:
-    """The experiment's own pairs."""
+def pairs_of(experiment: Experiment | None, inputs: Sequence[Pair] | None = None) -> Pairs:
+    """The pairs that are given, or the experiment's own."""
+    if inputs is not None:
+        return Pairs.of(inputs)
     assert experiment is not None
-    spec = experiment.pairs
-    return load_pairs(spec.dataset, n=spec.n, seed=spec.seed, **spec.options())
+    return load(experiment.pairs)

@@ -16,6 +16,7 @@ from vlm_patching.models import Architecture, ModelDescription
 from vlm_patching.pairs import (
     IMAGE_CORRUPTIONS,
     Pair,
+    Pairs,
     check_corrupted,
     corrupt_images,
     replace_constraint,
@@ -62,21 +63,19 @@ class Prepared:
         return tuple(dict.fromkeys(tokens for pair in self.encoded for tokens in (pair.answer, pair.foil)))
 
 
-def corrupted_pairs(
-    pairs: Sequence[Pair], corruption: CorruptionSpec | None, description: ModelDescription, seed: int
-) -> list[Pair]:
+def corrupted_pairs(pairs: Pairs, corruption: CorruptionSpec | None, description: ModelDescription, seed: int) -> Pairs:
     """Pairs whose corrupted prompts are what the spec's corruption makes of them."""
     if corruption is None:
-        return list(pairs)
+        return pairs
     settings = corruption.settings()
     if corruption.kind in IMAGE_CORRUPTIONS:
-        return corrupt_images(pairs, corruption.kind, seed, **settings)
+        return pairs.holding(corrupt_images(pairs, corruption.kind, seed, **settings))
     if corruption.kind == "constraint_replacement":
-        return replace_constraint(pairs, seed=seed, **settings)
+        return pairs.holding(replace_constraint(pairs, seed=seed, **settings))
     if corruption.automatic:
         tokenizer = description.tokenizer
         return replace_options(pairs, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]), seed)
-    return list(pairs)
+    return pairs
 
 
 def prepare(graph: InterventionGraph, description: ModelDescription, pairs: Sequence[Pair]) -> Prepared:
