@@ -161,11 +161,11 @@ def plan(
         backend, timed = LocalBackend(model), groups[:: math.ceil(len(groups) / 3)]
         with backend.running(threads):
             seconds = sum(_seconds(prepared, group, backend, settings) for group in timed)
-        seconds *= len(pairs) / sum(map(len, timed))
+        seconds *= len(prepared.pairs) / sum(map(len, timed))
     return Plan(
         experiment.name,
         description.name,
-        len(pairs),
+        len(prepared.pairs),
         cells,
         replace(engine, forward_passes=passes),
         naive,

@@ -130,7 +130,7 @@ def run(
     if vectors is not None:
         read_vectors(Path(vectors))
     blank = template(graph, description.architecture, prepared.encoded)
-    blank.attrs = planned_attributes(experiment, graph, description, pairs)
+    blank.attrs = planned_attributes(experiment, graph, description, prepared.pairs)
     results = ZarrStore(store, blank) if store is not None else MemoryStore(blank)
     finished = all(results.done()) and "examples_kept" in results.attributes
     if finished and backend != "local":

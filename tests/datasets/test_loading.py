@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -12,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vlm_patching as vp
-from tests.datasets.kit import SVO, many, svo_probes, svo_row, table
-from tests.refusals import refusal, says
+from tests.datasets.kit import SVO, many, picture, svo_probes, svo_row, table
+from tests.refusals import BLIP, changed, refusal, says
+from tests.test_cli import Command, command  # noqa: F401 - a fixture
+from vlm_patching.bundle import opened
 from vlm_patching.pairs import Pairs, loading
 from vlm_patching.pairs.reading import BadRow
 
@@ -187,3 +190,58 @@ def spec(folder: Path, **options: Any) -> Any:
 def test_a_bad_row_says_where_once() -> None:
     assert str(BadRow("a.csv, line 3", "empty", "a.csv, line 3: it is empty.")) == "a.csv, line 3: it is empty."
     assert str(BadRow("a.csv, line 3", "it is empty")) == "a.csv, line 3: it is empty."
+
+
+# What a model cannot take
+
+
+def spec_of(folder: Path, **changes: Any) -> vp.Experiment:
+    pairs = {"dataset": "svo_probes", "path": str(folder), "keep": "all", "on_error": "skip"}
+    return vp.Experiment.from_dict(changed(BLIP, {"pairs": {**pairs, **changes}, "patch.layers": [0]}))
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Six rows: of two the model lacks the answer, of one both pictures are the same."""
+    rows = many(6)
+    for i in (1, 4):
+        rows[i] = svo_row(i, "A circle touches the zebra.", "circle,touch,zebra", "circle,touch,star", "object")
+    folder = svo_probes(tmp_path, rows)
+    picture(folder / "images" / "0.jpg", 7)
+    picture(folder / "images" / "1.jpg", 7)
+    return folder
+
+
+def test_pairs_that_the_model_cannot_take_are_dropped_and_counted_in_the_result(mixed: Path, tmp_path: Path) -> None:
+    experiment = spec_of(mixed)
+    ds = vp.run(experiment, progress=False)
+    assert ds.sizes["example"] == 3
+    assert ds.attrs["pairs_considered"] == 6
+    assert json.loads(ds.attrs["pairs_dropped"]) == {
+        "error: the model's vocabulary lacks the answer": 2,
+        "error: its images are the same picture": 1,
+    }
+    bundle = vp.bundle.save(experiment, ds, tmp_path / "b.vlmp.zip", figures={})
+    with opened(bundle) as contents:
+        assert [pair.id for pair in contents.pairs] == ds["example"].values.tolist()
+    assert vp.plan(experiment).pairs == 3
+
+
+def test_without_skipping_the_first_of_them_is_an_error(mixed: Path) -> None:
+    experiment = vp.Experiment.from_dict(
+        changed(BLIP, {"pairs": {"dataset": "svo_probes", "path": str(mixed), "keep": "all"}})
+    )
+    says(refusal(lambda: vp.run(experiment, progress=False)), "Pair '")
+
+
+def test_where_no_pair_is_left_the_most_frequent_error_is_told(mixed: Path) -> None:
+    experiment = vp.Experiment.from_dict(changed(spec_of(mixed).to_dict(), {"patch.positions": ["subjct"]}))
+    message = refusal(lambda: vp.run(experiment, progress=False))
+    says(message, "No pair is left", "the model cannot take it (3)", "'subjct'", "Did you mean 'subject'?")
+
+
+def test_a_run_says_how_many_candidates_there_were(mixed: Path, command: Command) -> None:  # noqa: F811
+    (mixed / "spec.yaml").write_text(spec_of(mixed).to_yaml())
+    said = command("run", str(mixed / "spec.yaml"), "-o", str(mixed / "a.zarr"))
+    assert said.code == 0, said.err
+    says(said.out, "3 pairs of 6 candidates; dropped: error: the model's vocabulary lacks the answer (2), ")

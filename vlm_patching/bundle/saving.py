@@ -145,6 +145,8 @@ def _pairs_of(
         if experiment.corruption is not None:
             description = describe_model(ds.attrs["model"], ds.attrs["model_revision"] or None, family)
             pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
+        ran = set(ds["example"].values.tolist())
+        pairs = pairs.holding(pair for pair in pairs if pair.id in ran or not pairs.skips)
     elif inputs is None:
         raise SpecError("A graph written by hand does not say its pairs: give save(..., inputs=pairs).")
     else:

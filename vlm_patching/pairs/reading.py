@@ -29,10 +29,12 @@ class BadRow(SpecError):
         What is wrong with this one; the reason where not given.
     """
 
+    reason: str
+
     def __init__(self, where: str, reason: str, told: object = None) -> None:
         said = str(told or reason).rstrip(".")
-        super().__init__(f"{said if said.startswith(where) else f'{where}: {said}'}.")
-        self.where, self.reason = where, reason
+        super().__init__(f"{said if said.startswith(where) else f'{where}: {said}'}.", reason)
+        self.where = where
 
 
 @dataclass(frozen=True)
