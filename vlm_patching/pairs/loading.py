@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from vlm_patching.pairs.pair import Pair
 from vlm_patching.pairs.pictures import Picture, StoredPicture, opened
 from vlm_patching.pairs.reading import BadRow
 from vlm_patching.pairs.vocabulary import Exclusions, Vocabulary, exclusions
-from vlm_patching.validation import Section, explain
+from vlm_patching.validation import Section, explain, parse_json, read_text
 
 ALIKE = "answer and foil mean nearly the same"
 NO_FILE = "an image does not exist"
 BROKEN = "an image cannot be read"
 OUTSIDE = "a region is outside its image"
 TWICE = "an id is there twice"
+UNLISTED = "it is not in pairs.ids"
 
 
 class _Asked(Section):
@@ -78,12 +79,37 @@ def load_pairs(dataset: str, n: int | None = None, seed: int = 0, **options: Any
 
 def load(spec: DatasetSpec) -> Pairs:
     """Pairs as the section of a spec says. Every picture of them has been opened once, and is not kept."""
-    return _chosen(spec, _Pictures())
+    return _listed(spec, lambda: _chosen(spec, _Pictures()))
 
 
 def load_unopened(spec: DatasetSpec) -> Pairs:
     """The same, without having opened a picture."""
-    return _chosen(spec, None)
+    return _listed(spec, lambda: _chosen(spec, None))
+
+
+def _listed(spec: DatasetSpec, choose: Callable[[], Pairs]) -> Pairs:
+    """Those of the pairs whose ids are in the file that the section names; all where it names none."""
+    if spec.ids is None:
+        return choose()
+    wanted = _ids(Path(spec.ids))
+    chosen = choose()
+    there = [pair for pair in chosen if pair.id in wanted]
+    if not there:
+        raise SpecError(
+            f"pairs.ids: {spec.ids} lists {len(wanted)} ids, such as {next(iter(wanted))!r}, and none of the "
+            f"{len(chosen)} pairs has one of them; theirs are such as {chosen[0].id!r}. They are those of the dataset, "
+            "n and seed that were evaluated."
+        )
+    return chosen.holding(there, {UNLISTED: len(chosen) - len(there)} if len(there) < len(chosen) else None)
+
+
+def _ids(file: Path) -> dict[str, None]:
+    if not file.is_file():
+        raise SpecError(f"pairs.ids: {file} does not exist (in {Path.cwd()}).")
+    found = parse_json(read_text(file), str(file))
+    if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+        raise SpecError(f"pairs.ids: {file} must hold a JSON list of ids, which are text, and at least one.")
+    return dict.fromkeys(found)
 
 
 def _chosen(spec: DatasetSpec, pictures: _Pictures | None) -> Pairs:

@@ -35,12 +35,16 @@ class DatasetSpec(Section):
     keep
         `clean_correct`: sweep only pairs whose clean run answers right. `clean_correct_corrupted_wrong`: and whose
         corrupted run does not. `all`: every pair.
+    ids
+        A file with a JSON list of ids, as `vlm-patching evaluate --kept` writes it: of the pairs that n and seed
+        choose, only these.
     """
 
     dataset: str
     n: int | None = Field(default=None, ge=1)
     seed: int = 0
     keep: Literal["clean_correct", "all", "clean_correct_corrupted_wrong"] = "clean_correct"
+    ids: FileName | None = None
 
     @property
     def skips(self) -> bool:
