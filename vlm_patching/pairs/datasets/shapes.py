@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
 
 from vlm_patching.errors import SpecError, unknown
+from vlm_patching.pairs.candidates import Found
+from vlm_patching.pairs.datasets.base import DatasetSpec
 from vlm_patching.pairs.pair import Pair, Prompt, Span
 from vlm_patching.pairs.shapes import KINDS, Question, render, sample
 from vlm_patching.pairs.shapes.scene import COLORS, SHAPES
 from vlm_patching.pairs.text_corruptions import OPTIONS, replace_spans
+from vlm_patching.validation import one_of
 
+FILES = "none: its pictures are drawn"
 ABOUT = "drawn scenes of coloured shapes; image pairs that differ in one attribute, texts with both options replaced"
 PAIR_KINDS = tuple(kind for kind in KINDS if kind != "count")
 CONSTRAINED_KINDS = tuple(kind for kind in PAIR_KINDS if kind not in ("place", "relation"))
+Kind = Annotated[
+    str, AfterValidator(one_of("kind of question", PAIR_KINDS)), Field(json_schema_extra={"enum": [*PAIR_KINDS]})
+]
 _REPLACEMENTS = (tuple(COLORS), SHAPES, ("left", "right", "top", "bottom"))
 _FEWEST_WORDS = {
     "color": 5,
@@ -25,6 +35,31 @@ _FEWEST_WORDS = {
     "place": 8,
     "relation": 8,
 }
+
+
+class Shapes(DatasetSpec):
+    """Drawn pairs, as `load` draws them.
+
+    Attributes
+    ----------
+    questions
+        Kinds of question, taken in turn.
+    aligned
+        Only the shortest questions of a kind, so that a token index means the same in each.
+    constraints
+        Only questions that name the thing by so many attributes.
+    """
+
+    dataset: Literal["shapes"]
+    questions: tuple[Kind, ...] = Field(default=("color_choice",), min_length=1)
+    aligned: bool = True
+    constraints: int | None = Field(default=None, ge=1, le=2)
+
+
+def candidates(spec: Shapes) -> Iterator[Found]:
+    """Pairs one after the other, as many as the section says."""
+    for pair in load(spec.n, spec.seed, spec.questions, spec.aligned, spec.constraints):
+        yield Found(pair.id, pair)
 
 
 def load(
