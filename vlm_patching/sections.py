@@ -118,8 +118,9 @@ class PairsSpec(Section):
         corrupted run does not. `all`: every pair.
     path
         Dataset folder: where the pairs are.
-    questions, aligned, constraints
-        Dataset shapes: kinds of question; same length within a kind; how many words name the subject.
+    questions, aligned, constraints, answers
+        Dataset shapes: kinds of question; same length within a kind; how many words name the subject; whether it is
+        asked for the `number` of things or by `yes_no`.
     """
 
     dataset: str
@@ -130,12 +131,13 @@ class PairsSpec(Section):
     questions: tuple[str, ...] | None = None
     aligned: bool | None = None
     constraints: Literal[1, 2] | None = None
+    answers: Literal["number", "yes_no"] | None = None
 
     _dataset = field_validator("dataset")(one_of("dataset", DATASETS))
 
     def options(self) -> dict[str, Any]:
         """The dataset's own options that were given."""
-        given = {name: getattr(self, name) for name in ("path", "questions", "aligned", "constraints")}
+        given = {name: getattr(self, name) for name in ("path", "questions", "aligned", "constraints", "answers")}
         return {name: value for name, value in given.items() if value is not None}
 
 

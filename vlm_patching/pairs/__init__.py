@@ -41,7 +41,7 @@ def load_pairs(dataset: str, n: int | None = None, seed: int = 0, **options: Any
     seed
         Same seed, same pairs.
     **options
-        The dataset's own: `questions` and `aligned` for shapes, `path` for folder.
+        The dataset's own: `questions`, `aligned`, `constraints` and `answers` for shapes, `path` for folder.
 
     Returns
     -------

@@ -19,6 +19,6 @@ class Dataset:
 
 
 DATASETS = {
-    "shapes": Dataset(shapes.load, ("questions", "aligned", "constraints"), shapes.ABOUT),
+    "shapes": Dataset(shapes.load, ("questions", "aligned", "constraints", "answers"), shapes.ABOUT),
     "folder": Dataset(folder.load, ("path",), folder.ABOUT),
 }
