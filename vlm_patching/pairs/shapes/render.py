@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from vlm_patching.pairs.shapes.scene import CELL, COLORS, IMAGE_SIZE, SIZES, WORD_HEIGHT, Scene
 
 _OVERSAMPLE = 8
+_INK = (110, 110, 110)
+"""Of words: none of the colours that things have."""
 
 
 def render(scene: Scene) -> Image.Image:
@@ -29,7 +31,7 @@ def render(scene: Scene) -> Image.Image:
     for thing in scene.things:
         image.paste(COLORS[thing.color], thing.box, _mask(thing.shape, SIZES[thing.size]))
     for word in scene.words:
-        image.paste(COLORS["black"], word.box, _written(word.text))
+        image.paste(_INK, word.box, _written(word.text))
     return image
 
 
