@@ -19,6 +19,7 @@ SHARED = {"low": 0, "middle": 1, "high": MOST_THINGS - 2}
 
 
 def _draw(level: str, rng: random.Random, yes_no: bool) -> Contrast | None:
+    """The first thing's shape changes; the level decides nothing but into what."""
     scene = sample_scene(rng, MOST_THINGS)
     own, common, single, unseen = rng.sample(SHAPES, 4)
     for i, shape in enumerate((own, *[common] * SHARED["high"], *[single] * SHARED["middle"])):
