@@ -296,7 +296,7 @@ def test_the_pairs_of_a_seed_stay_what_they_were(options: dict[str, Any], digest
     [
         ({"questions": ["countt"]}, "Did you mean 'count'"),
         ({"questions": ["xorr"]}, "Did you mean 'xor'"),
-        ({"answers": "yes"}, "answers.*'yes'.*number, yes_no"),
+        ({"answers": "yes"}, "answers.*'yes'.*number.*yes_no"),
         ({"answers": "yes_no"}, "'color_choice' cannot .* agreement, removal, and, or, xor, not"),
         ({"answers": "yes_no", "questions": ["and", "count"]}, "'count' cannot"),
         ({"constraints": 1, "questions": ["removal", "and"]}, "'and' cannot .* size_choice, removal"),
