@@ -124,8 +124,9 @@ def test_dataset_folder_without_a_path_is_refused() -> None:
 
 
 def test_an_option_of_another_dataset_is_refused_with_the_datasets_own() -> None:
-    says(refused(changed(BLIP, {"pairs.path": "x"})), "'path'", "shapes", "questions")
-    says(refused({**BLIP, "pairs": {"dataset": "folder", "questions": ["color"]}}), "'questions'", "folder", "path")
+    says(refused(changed(BLIP, {"pairs.path": "x"})), "'pairs.path'", "'shapes'", "questions")
+    spec = {**BLIP, "pairs": {"dataset": "folder", "path": "x", "questions": ["color"]}}
+    says(refused(spec), "'pairs.questions'", "'folder'", "path")
 
 
 # Pairs and a model's tokens

@@ -18,6 +18,7 @@ from vlm_patching import cli, pipeline, sweep
 from vlm_patching.backends import local
 from vlm_patching.backends.local import LocalBackend
 from vlm_patching.backends.plan import Settings
+from vlm_patching.pairs import DATASETS
 
 TINY = ["--set", "pairs.n=2", "--set", "pairs.keep=all", "--set", "patch.layers=[0, 5]"]
 HEADS = ["notice2024_blip_heads", *TINY]
@@ -144,7 +145,8 @@ def test_models_prints_every_bundled_model(tmp_path: Path) -> None:
 def test_datasets_prints_every_dataset(tmp_path: Path) -> None:
     said = shell("datasets", cwd=tmp_path)
     assert said.code == 0, said.err
-    assert "shapes" in said.out and "folder" in said.out
+    assert all(name in said.out for name in DATASETS)
+    assert "svo_probes.csv" in said.out
 
 
 def test_debug_shows_the_traceback_and_without_it_there_is_one_paragraph(tmp_path: Path) -> None:
@@ -170,7 +172,9 @@ def test_models_as_json(command: Command) -> None:
 
 
 def test_datasets_as_json(command: Command) -> None:
-    assert [row["name"] for row in json.loads(command("datasets", "--json").out)] == ["shapes", "folder"]
+    rows = json.loads(command("datasets", "--json").out)
+    assert [row["name"] for row in rows] == list(DATASETS)
+    assert all(row["files"] and row["about"] for row in rows)
 
 
 @pytest.mark.parametrize("preset", sorted(vp.presets()))

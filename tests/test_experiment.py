@@ -53,6 +53,11 @@ corruptions = st.one_of(
     ),
     st.fixed_dictionaries({"kind": st.just("gaussian_noise"), "std": positive}),
 )
+of_any_dataset = {
+    "n": st.integers(1, 999),
+    "seed": seeds,
+    "keep": st.sampled_from(["all", "clean_correct", "clean_correct_corrupted_wrong"]),
+}
 specs = st.fixed_dictionaries(
     {
         "name": texts,
@@ -64,16 +69,24 @@ specs = st.fixed_dictionaries(
                 "device_map": texts,
             },
         ),
-        "pairs": st.fixed_dictionaries(
-            {"dataset": st.sampled_from(["shapes", "folder"])},
-            optional={
-                "n": st.integers(1, 999),
-                "seed": seeds,
-                "keep": st.sampled_from(["all", "clean_correct", "clean_correct_corrupted_wrong"]),
-                "path": texts,
-                "questions": st.lists(texts, max_size=3),
-                "aligned": st.booleans(),
-            },
+        "pairs": st.one_of(
+            st.fixed_dictionaries({"dataset": st.just("folder"), "path": texts}, optional=of_any_dataset),
+            st.fixed_dictionaries(
+                {"dataset": st.just("shapes")},
+                optional={
+                    **of_any_dataset,
+                    "questions": st.lists(st.sampled_from(["color", "shape_choice", "place"]), min_size=1, max_size=3),
+                    "aligned": st.booleans(),
+                },
+            ),
+            st.fixed_dictionaries(
+                {"dataset": st.just("svo_probes"), "path": texts},
+                optional={
+                    **of_any_dataset,
+                    "on_error": st.just("skip"),
+                    "roles": st.lists(st.sampled_from(["subject", "verb", "object"]), min_size=1, max_size=3),
+                },
+            ),
         ),
         "corruption": corruptions,
         "patch": st.fixed_dictionaries(
@@ -164,12 +177,11 @@ def test_the_hash_is_the_same_in_another_process_and_for_another_order_of_keys()
         ("model.name", "shapes-blip"),
         ("model.revision", "abc"),
         ("model.dtype", "bfloat16"),
-        ("pairs.dataset", "folder"),
+        ("pairs", {"dataset": "folder", "path": "here", "n": 4, "seed": 1}),
         ("pairs.n", 5),
         ("pairs.seed", 2),
         ("pairs.keep", "all"),
         ("pairs.keep", "clean_correct_corrupted_wrong"),
-        ("pairs.path", "elsewhere"),
         ("pairs.questions", ["shape_choice"]),
         ("pairs.aligned", False),
         ("corruption", {"kind": "semantic_image_pair"}),

@@ -5,11 +5,13 @@ Exit code 0: done; 1: a run that failed (the store keeps what is done); 2: a bad
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,12 +66,12 @@ def run(
 ) -> None:
     """Run an experiment. A run that was cut off goes on where it stopped."""
     import vlm_patching as vp
+    from vlm_patching.pairs.collection import told
 
     experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
-    file_name = re.sub(r"[^\w+-]+", "_", experiment.name)
-    store = output or Path("results") / f"{file_name}.zarr"
+    store = output or _store(experiment.name)
     how = vp.Remote(host, jobs, deadline, patience, sandboxed) if backend == "ndif" else None
-    try:
+    with _stoppable(store):
         ds = vp.run(
             experiment,
             backend=backend,
@@ -80,9 +82,9 @@ def run(
             checks=checks,
             threads=threads,
         )
-    except KeyboardInterrupt:
-        print(f"\nStopped. What is done is in {store}; the same command goes on from there.", file=sys.stderr)
-        raise typer.Exit(130) from None
+    if ds.attrs.get("pairs_considered", ds.sizes["example"]) > ds.sizes["example"]:
+        dropped = told(json.loads(ds.attrs["pairs_dropped"]))
+        print(f"{ds.sizes['example']} pairs of {ds.attrs['pairs_considered']:,} candidates{dropped}.")
     print(f"{store}: {ds.attrs['examples_kept']} of {ds.sizes['example']} pairs kept.")
     if ds.attrs["examples_unaffected"]:
         print(
@@ -93,6 +95,41 @@ def run(
         print(f"  {reason}")
     if len(reasons) > 5:
         print(f"  and {len(reasons) - 5} more; the coordinate `kept` has the reason of each.")
+
+
+@app.command(rich_help_panel=RUN)
+def evaluate(
+    spec: Spec,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="STORE", help="The store; results/NAME-evaluated.zarr where not given."),
+    ] = None,
+    kept: Annotated[
+        Path | None, typer.Option("--kept", metavar="FILE", help="Write the ids of kept pairs there, for pairs.ids.")
+    ] = None,
+    by: Annotated[str, typer.Option(help="Count by this coordinate of the pairs, such as task or answer.")] = "task",
+    backend: Backend = "local",
+    host: Host = None,
+    changes: Changes = None,
+    family: Family = None,
+    as_json: AsJson = False,
+    threads: Threads = None,
+) -> None:
+    """Say how often the model is right on an experiment's pairs, before anything is swept."""
+    import vlm_patching as vp
+    from vlm_patching.commands.evaluate import report
+    from vlm_patching.evaluation import write_kept
+
+    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
+    store = output or _store(f"{experiment.name}-evaluated")
+    with _stoppable(store):
+        ds = vp.evaluate(experiment, backend=backend, host=host, store=store, threads=threads)
+    report(ds, by, as_json)
+    told = [f"{store}: {ds.attrs['examples_kept']} of {ds.sizes['example']} pairs kept."]
+    if kept is not None:
+        write_kept(ds, kept)
+        told.append(f"{kept}: their ids; --set pairs.ids={kept} takes only these.")
+    typer.echo("\n".join(told), err=as_json)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -267,11 +304,14 @@ def models(as_json: AsJson = False) -> None:
 
 @app.command(rich_help_panel=LIST)
 def datasets(as_json: AsJson = False) -> None:
-    """List the datasets of pairs."""
+    """List the datasets of pairs, and which files each needs."""
     from vlm_patching.pairs import DATASETS
 
-    rows = [{"name": name, "about": d.about, "options": ", ".join(d.options)} for name, d in DATASETS.items()]
-    show(rows, as_json, ("name", "about", "options"))
+    rows = [
+        {"name": name, "about": d.about, "files": d.files, "options": ", ".join(d.options)}
+        for name, d in DATASETS.items()
+    ]
+    show(rows, as_json, ("name", "about", "files", "options"))
 
 
 app.command(rich_help_panel=LOOK)(doctor.doctor)
@@ -279,6 +319,21 @@ app.command(rich_help_panel=RUN)(remote.jobs)
 app.command("serve-ndif", rich_help_panel=RUN)(serve.serve_ndif)
 app.add_typer(bundle.app, name="bundle", rich_help_panel=SHARE)
 app.command(rich_help_panel=SHARE)(bundle.replay)
+
+
+def _store(name: str) -> Path:
+    file_name = re.sub(r"[^\w+-]+", "_", name)
+    return Path("results") / f"{file_name}.zarr"
+
+
+@contextlib.contextmanager
+def _stoppable(store: Path) -> Iterator[None]:
+    """A run that the user may interrupt."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nStopped. What is done is in {store}; the same command goes on from there.", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def _parse_changes(changes: list[str] | None, family: str | None) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def diagnose(
     if not sections:
         raise SpecError("corruptions is empty; give at least one section as in a spec.")
     description = described(experiment, model)
-    pairs = list(inputs) if inputs is not None else pairs_of(experiment)
+    pairs = pairs_of(experiment, inputs)
     ready = {}
     for settings in sections:
         each = _experiment(experiment, settings, [stack.name for stack in description.architecture.stacks])

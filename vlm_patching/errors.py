@@ -14,7 +14,20 @@ _SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = 20
 
 
 class SpecError(ValueError):
-    """A spec, an argument or an input that cannot work. Raised before a model is loaded wherever that is possible."""
+    """A spec, an argument or an input that cannot work. Raised before a model is loaded wherever that is possible.
+
+    Parameters
+    ----------
+    message
+        One paragraph.
+    reason
+        Of an input that is one of many: what is wrong, in words that others' errors share. They are counted by it where
+        they are skipped.
+    """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class RunError(RuntimeError):

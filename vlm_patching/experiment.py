@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vlm_patching.errors import SpecError, nearest
 from vlm_patching.metrics import METRICS
-from vlm_patching.sections import CorruptionSpec, ModelSpec, PairsSpec, Section, unique
+from vlm_patching.pairs import DATASETS, PairsSpec, pairs_keys
+from vlm_patching.sections import CorruptionSpec, ModelSpec, unique
 from vlm_patching.sweeps import (
     METHOD_SECTIONS,
     NEED_CORRUPTION,
@@ -25,7 +26,7 @@ from vlm_patching.sweeps import (
     PathSpec,
     SteerSpec,
 )
-from vlm_patching.validation import explain, one_of, parse_json, parse_yaml, read_text
+from vlm_patching.validation import Section, explain, one_of, parse_json, parse_yaml, read_text
 
 if TYPE_CHECKING:
     from vlm_patching.graph import InterventionGraph
@@ -116,7 +117,7 @@ class Experiment(Section):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise SpecError(f"{where}: {explain(error, _keys_at)}") from error
+            raise SpecError(f"{where}: {explain(error, _keys_at, DATASETS)}") from error
 
     @classmethod
     def from_yaml(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> Experiment:
@@ -196,6 +197,8 @@ def _changed(data: Any, keys: list[str], value: Any, whole: str) -> Any:
 
 def _keys_at(location: tuple[Any, ...]) -> list[str]:
     """The keys of the section at a location of the spec."""
+    if location[:1] == ("pairs",):
+        return pairs_keys(location)
     section: Any = Experiment
     for part in location:
         if part in section.model_fields:  # other parts name the member of a union

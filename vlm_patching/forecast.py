@@ -136,7 +136,7 @@ def plan(
     check_inputs(inputs)
     description = described(experiment, model)
     graph = lower(experiment, description.architecture)
-    pairs = list(inputs) if inputs is not None else pairs_of(experiment)
+    pairs = pairs_of(experiment, inputs)
     pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
     prepared = prepare(graph, description, pairs)
     settings = settings_on(model.device if isinstance(model, Model) else torch.device("cpu"), batch_rows)
@@ -161,11 +161,11 @@ def plan(
         backend, timed = LocalBackend(model), groups[:: math.ceil(len(groups) / 3)]
         with backend.running(threads):
             seconds = sum(_seconds(prepared, group, backend, settings) for group in timed)
-        seconds *= len(pairs) / sum(map(len, timed))
+        seconds *= len(prepared.pairs) / sum(map(len, timed))
     return Plan(
         experiment.name,
         description.name,
-        len(pairs),
+        len(prepared.pairs),
         cells,
         replace(engine, forward_passes=passes),
         naive,

@@ -116,13 +116,14 @@ def encode_pair(
             token = description.tokenizer.convert_ids_to_tokens(answer[0])
             raise SpecError(
                 f"answer {pair.answer!r} and foil {pair.foil!r} have the same first token {token!r}, so metrics of the "
-                "first token cannot tell them apart; answer_log_probability and answer_log_odds are of whole answers"
+                "first token cannot tell them apart; answer_log_probability and answer_log_odds are of whole answers",
+                "answer and foil begin with the same token",
             )
         stacks = (description.architecture.text_stack, "token_embeds")
         positions = _positions(pair, clean, description)
         return EncodedPair(pair, inputs, positions, answer, foil, alignment, stacks, others, clean.ahead)
     except SpecError as error:
-        raise SpecError(f"Pair {pair.id!r}: {error}") from error
+        raise SpecError(f"Pair {pair.id!r}: {error}", error.reason) from error
 
 
 def _check_same_layout(clean: Encoding, other: Encoding) -> None:
@@ -136,7 +137,8 @@ def _check_same_layout(clean: Encoding, other: Encoding) -> None:
             alike = " in other rows and columns" if len(here) == len(there) else ""
             raise SpecError(
                 f"the clean image becomes {len(here)} positions and the corrupted one {len(there)}{alike}, as they "
-                f"differ in size ({sizes[0]} and {sizes[1]}): bring them to one size"
+                f"differ in size ({sizes[0]} and {sizes[1]}): bring them to one size",
+                "its images become different positions",
             )
 
 
@@ -159,7 +161,8 @@ def _aligned(pair: Pair, clean: Encoding, other: Encoding) -> tuple[int | None, 
             raise SpecError(
                 f"clean and corrupted prompt must align token by token, but have {len(clean.tokens)} and "
                 f"{len(other.tokens)} tokens: {clean.prompt.text!r} and {other.prompt.text!r}. Choose a replacement "
-                "with the same number of tokens, or name the part that differs as a span in spans and spans_corrupted."
+                "with the same number of tokens, or name the part that differs as a span in spans and spans_corrupted.",
+                "its texts do not align token by token",
             )
         return tuple(range(len(clean.tokens)))
     aligned: list[int | None] = [None] * len(clean.tokens)
@@ -206,7 +209,10 @@ def _tokens(clean: Encoding, what: str, word: str, description: ModelDescription
             f"the {what} {word!r} does not follow the prompt as tokens of its own, so it has no first token"
         )
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in tokens:
-        raise SpecError(f"the {what} {word!r} is no token of {description.name!r}: its vocabulary lacks it")
+        raise SpecError(
+            f"the {what} {word!r} is no token of {description.name!r}: its vocabulary lacks it",
+            f"the model's vocabulary lacks the {what}",
+        )
     taken = len(clean.ids) - clean.ahead if architecture.continues else len(known.start)
     if known.longest is not None and len(tokens) - 1 + taken > known.longest:
         raise SpecError(

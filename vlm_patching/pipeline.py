@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import xarray as xr
@@ -20,7 +20,7 @@ from vlm_patching.graph import InterventionGraph, vector_file
 from vlm_patching.graph.check import check_graph
 from vlm_patching.graph.lower import lower
 from vlm_patching.models import Model, ModelDescription, describe_model, load_model
-from vlm_patching.pairs import Pair, load_pairs
+from vlm_patching.pairs import Pair, Pairs, load
 from vlm_patching.preparation import corrupted_pairs, prepare
 from vlm_patching.results.dataset import template
 from vlm_patching.results.provenance import planned_attributes
@@ -97,17 +97,9 @@ def run(
     --------
     >>> ds = run("palit2023", store="palit2023.zarr")  # doctest: +SKIP
     """
-    if backend not in BACKENDS:
-        raise unknown("backend", backend, BACKENDS)
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    if backend == "local" and (host is not None or remote is not None):
-        raise SpecError("host and remote are of the backend 'ndif'; this run is local.")
-    remote = remote or Remote()
-    remote = remote if host is None else replace(remote, host=host)
-    for name, number in (("batch_rows", batch_rows), ("threads", threads)):
-        if number is not None and number < 1:
-            raise SpecError(f"{name} must be at least 1, not {number}.")
+    place = where(backend, host, remote, batch_rows, threads)
     if isinstance(what, str | Path):
         what = Experiment.from_spec(what)
     if not isinstance(what, Experiment | InterventionGraph):
@@ -122,7 +114,46 @@ def run(
     else:
         graph = what
         check_graph(graph, description.architecture)
-    pairs = list(inputs) if inputs is not None else pairs_of(experiment)
+    return execute(graph, experiment, description, model, inputs, place, store, engine, checks, progress)
+
+
+@dataclass(frozen=True)
+class Where:
+    """On which backend something runs, and how; as `run` takes it."""
+
+    backend: str
+    remote: Remote
+    batch_rows: int | None
+    threads: int | None
+
+
+def where(backend: str, host: str | None, remote: Remote | None, batch_rows: int | None, threads: int | None) -> Where:
+    """What was asked for, if it can be had."""
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    if backend == "local" and (host is not None or remote is not None):
+        raise SpecError("host and remote are of the backend 'ndif'; this run is local.")
+    remote = remote or Remote()
+    for name, number in (("batch_rows", batch_rows), ("threads", threads)):
+        if number is not None and number < 1:
+            raise SpecError(f"{name} must be at least 1, not {number}.")
+    return Where(backend, remote if host is None else replace(remote, host=host), batch_rows, threads)
+
+
+def execute(
+    graph: InterventionGraph,
+    experiment: Experiment | None,
+    description: ModelDescription,
+    model: Model | ModelDescription | str | None,
+    inputs: Sequence[Pair] | None,
+    place: Where,
+    store: str | Path | None,
+    engine: str,
+    checks: bool,
+    progress: bool,
+) -> xr.Dataset:
+    """Run a graph that the model has been found to take."""
+    pairs = pairs_of(experiment, inputs)
     if experiment:
         pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
     prepared = prepare(graph, description, pairs)
@@ -130,19 +161,19 @@ def run(
     if vectors is not None:
         read_vectors(Path(vectors))
     blank = template(graph, description.architecture, prepared.encoded)
-    blank.attrs = planned_attributes(experiment, graph, description, pairs)
+    blank.attrs = planned_attributes(experiment, graph, description, prepared.pairs)
     results = ZarrStore(store, blank) if store is not None else MemoryStore(blank)
     finished = all(results.done()) and "examples_kept" in results.attributes
-    if finished and backend != "local":
+    if finished and place.backend != "local":
         return results.load()
-    ready = _backend(backend, model, description, experiment, graph, results, remote)
+    ready = _backend(place.backend, model, description, experiment, graph, results, place.remote)
     if store is not None:
         check_same_model(store, results.attributes, ready.attributes())
     if finished:
         return results.load()
     results.annotate(ready.attributes())
-    with ready.running(threads):
-        settings = NAIVE if engine == "naive" else ready.settings(batch_rows)
+    with ready.running(place.threads):
+        settings = NAIVE if engine == "naive" else ready.settings(place.batch_rows)
         return sweep(prepared, ready, blank, results, settings, checks, progress)
 
 
@@ -189,8 +220,9 @@ def loaded(
     return load_model(description, **(experiment.model.loading() if experiment else {}))
 
 
-def pairs_of(experiment: Experiment | None) -> list[Pair]:
-    """The experiment's own pairs."""
+def pairs_of(experiment: Experiment | None, inputs: Sequence[Pair] | None = None) -> Pairs:
+    """The pairs that are given, or the experiment's own."""
+    if inputs is not None:
+        return Pairs.of(inputs)
     assert experiment is not None
-    spec = experiment.pairs
-    return load_pairs(spec.dataset, n=spec.n, seed=spec.seed, **spec.options())
+    return load(experiment.pairs)

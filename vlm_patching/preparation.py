@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,11 +17,13 @@ from vlm_patching.models import Architecture, ModelDescription
 from vlm_patching.pairs import (
     IMAGE_CORRUPTIONS,
     Pair,
+    Pairs,
     check_corrupted,
     corrupt_images,
     replace_constraint,
     replace_options,
 )
+from vlm_patching.pairs.collection import told
 from vlm_patching.sections import CorruptionSpec
 
 
@@ -38,7 +41,7 @@ class Prepared:
 
     graph: InterventionGraph
     description: ModelDescription
-    pairs: Sequence[Pair]
+    pairs: Pairs
     encoded: Sequence[EncodedPair]
     others: Sequence[int | None]
 
@@ -62,21 +65,19 @@ class Prepared:
         return tuple(dict.fromkeys(tokens for pair in self.encoded for tokens in (pair.answer, pair.foil)))
 
 
-def corrupted_pairs(
-    pairs: Sequence[Pair], corruption: CorruptionSpec | None, description: ModelDescription, seed: int
-) -> list[Pair]:
+def corrupted_pairs(pairs: Pairs, corruption: CorruptionSpec | None, description: ModelDescription, seed: int) -> Pairs:
     """Pairs whose corrupted prompts are what the spec's corruption makes of them."""
     if corruption is None:
-        return list(pairs)
+        return pairs
     settings = corruption.settings()
     if corruption.kind in IMAGE_CORRUPTIONS:
-        return corrupt_images(pairs, corruption.kind, seed, **settings)
+        return pairs.holding(corrupt_images(pairs, corruption.kind, seed, **settings))
     if corruption.kind == "constraint_replacement":
-        return replace_constraint(pairs, seed=seed, **settings)
+        return pairs.holding(replace_constraint(pairs, seed=seed, **settings))
     if corruption.automatic:
         tokenizer = description.tokenizer
         return replace_options(pairs, lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]), seed)
-    return list(pairs)
+    return pairs
 
 
 def prepare(graph: InterventionGraph, description: ModelDescription, pairs: Sequence[Pair]) -> Prepared:
@@ -85,22 +86,30 @@ def prepare(graph: InterventionGraph, description: ModelDescription, pairs: Sequ
     Raises
     ------
     SpecError
-        Naming the pair, and what is wrong with it.
+        Naming the pair, and what is wrong with it. Pairs that skip errors are dropped and counted instead; if none is
+        left, the first error is told.
     """
+    pairs = Pairs.of(pairs)
     if not pairs:
         raise SpecError("There are no pairs to run.")
-    for run in graph.runs:
-        if run.name == "corrupted":
-            check_corrupted(pairs, run.on)
     ids = [pair.id for pair in pairs]
     repeated = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
     if repeated:
         raise SpecError(f"Pair ids must be unique; {repeated[0]!r} is used more than once.")
-    encoded, kinds = [], tuple(kind for kind in _inputs_of(graph) if kind != "other")
+    encoded: list[EncodedPair] = []
+    wrong: list[SpecError] = []
     for pair in pairs:
-        ready = encode_pair(pair, description, kinds, first_token=_first_token_matters(graph))
-        _check_positions(graph, description.architecture, ready)
-        encoded.append(replace(ready, inputs={}))
+        try:
+            encoded.append(_ready(graph, description, pair))
+        except SpecError as error:
+            if not pairs.skips:
+                raise
+            wrong.append(error)
+    dropped = Counter(map(_dropped_for, wrong))
+    pairs = pairs.holding([ready.pair for ready in encoded], dropped)
+    if not pairs:
+        most = next(error for error in wrong if dropped[_dropped_for(error)] == max(dropped.values()))
+        raise SpecError(f"No pair is left that {description.name!r} can be run on{told(pairs.dropped)}. {most}")
     others: list[int | None] = [None] * len(pairs)
     if any(run.on == "other" for run in graph.runs):
         others = list(_others(graph, description.architecture, encoded))
@@ -110,6 +119,21 @@ def prepare(graph: InterventionGraph, description: ModelDescription, pairs: Sequ
             if other is not None
         ]
     return Prepared(graph, description, pairs, encoded, others)
+
+
+def _dropped_for(error: SpecError) -> str:
+    return f"error: {error.reason or 'the model cannot take it'}"
+
+
+def _ready(graph: InterventionGraph, description: ModelDescription, pair: Pair) -> EncodedPair:
+    """A pair with its positions, without its tensors; `SpecError` where it cannot be run."""
+    for run in graph.runs:
+        if run.name == "corrupted":
+            check_corrupted([pair], run.on)
+    kinds = tuple(kind for kind in _inputs_of(graph) if kind != "other")
+    ready = encode_pair(pair, description, kinds, first_token=_first_token_matters(graph))
+    _check_positions(graph, description.architecture, ready)
+    return replace(ready, inputs={})
 
 
 def _others(graph: InterventionGraph, architecture: Architecture, encoded: Sequence[EncodedPair]) -> list[int]:
@@ -150,11 +174,11 @@ def _check_positions(graph: InterventionGraph, architecture: Architecture, pair:
             if graph.method == "attention":
                 keys_of(graph, architecture, site, pair)
         where = ""
-        if not cells_of(graph, architecture, pair):
+        if graph.method != "evaluate" and not cells_of(graph, architecture, pair):
             alone = "" if pair.pair.clean.images else ", or none of the layers runs without an image"
             raise SpecError(f"none of the positions is in both the clean and the corrupted prompt{alone}")
     except SpecError as error:
-        raise SpecError(f"Pair {pair.pair.id!r}{where}: {error}.") from error
+        raise SpecError(f"Pair {pair.pair.id!r}{where}: {error}.", error.reason) from error
 
 
 def _inputs_of(graph: InterventionGraph) -> tuple[str, ...]:

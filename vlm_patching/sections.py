@@ -1,35 +1,22 @@
-"""Sections of a spec that say what is asked about: the model, the pairs, what corrupts; and how values are written."""
+"""Sections of a spec: the model, and what corrupts (the pairs' are their datasets'); and how values are written."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from vlm_patching.pairs import CORRUPTED_INPUT, DATASETS, IMAGE_CORRUPTIONS
-from vlm_patching.validation import one_of, repeated
+from vlm_patching.pairs import CORRUPTED_INPUT, IMAGE_CORRUPTIONS
+from vlm_patching.validation import Section, one_of, repeated
 
 MAX_DRAWS = 10_000
-MAX_CHARACTERS = 4_000
-"""Of one text in a spec."""
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 """No others: transformers takes a hub id for a name, and runs the code that is there."""
 MASKED: tuple[Attention, ...] = ("eager", "sdpa")
 """Those that take any additive mask."""
 Quantization = Literal["4bit", "8bit"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, str_max_length=MAX_CHARACTERS
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _lists_are_tuples(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
 
 
 def unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -108,39 +95,6 @@ class ModelSpec(Section):
     def loading(self) -> dict[str, Any]:
         """What `load_model` takes beside a description."""
         return {"dtype": self.dtype, "device_map": self.device_map, "quantization": self.quantization}
-
-
-class PairsSpec(Section):
-    """Which pairs.
-
-    Attributes
-    ----------
-    dataset, n, seed
-        As `load_pairs` takes them.
-    keep
-        `clean_correct`: sweep only pairs whose clean run answers right. `clean_correct_corrupted_wrong`: and whose
-        corrupted run does not. `all`: every pair.
-    path
-        Dataset folder: where the pairs are.
-    questions, aligned, constraints
-        Dataset shapes: kinds of question; same length within a kind; how many words name the subject.
-    """
-
-    dataset: str
-    n: int | None = Field(default=None, ge=1)
-    seed: int = 0
-    keep: Literal["clean_correct", "all", "clean_correct_corrupted_wrong"] = "clean_correct"
-    path: str | None = None
-    questions: tuple[str, ...] | None = None
-    aligned: bool | None = None
-    constraints: Literal[1, 2] | None = None
-
-    _dataset = field_validator("dataset")(one_of("dataset", DATASETS))
-
-    def options(self) -> dict[str, Any]:
-        """The dataset's own options that were given."""
-        given = {name: getattr(self, name) for name in ("path", "questions", "aligned", "constraints")}
-        return {name: value for name, value in given.items() if value is not None}
 
 
 class FactorSpec(Section):

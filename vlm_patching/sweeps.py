@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from vlm_patching.sections import Numbers, Section, Selectors, unique
+from vlm_patching.sections import Numbers, Selectors, unique
+from vlm_patching.validation import Section
 
 
 def _widths(value: Any) -> tuple[int, ...]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from vlm_patching.errors import SpecError, nearest, shown
 
@@ -25,12 +25,33 @@ _KINDS = {
     "string_too_short": "is empty",
     "bool_type": "must be true or false",
 }
-
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("more than", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("less than", "lt"),
+}
+"""Kind of error → what is said of the bound, and its name in pydantic's context."""
 
 MAX_CHARACTERS = 100_000
 """Of YAML, which is slow to read."""
+MAX_TEXT = 4_000
+"""Characters of one text in a section."""
 _MAX_SENTENCES = 10
 _YAML = "tag:yaml.org,2002:"
+
+
+class Section(BaseModel):
+    """A part of a spec: frozen, of exactly the types it names, without a key that it does not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, str_max_length=MAX_TEXT)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
 
 
 class _Loader(yaml.SafeLoader):
@@ -146,28 +167,44 @@ def one_of(what: str, names: Iterable[str]) -> Callable[[str], str]:
     return check
 
 
-def explain(error: ValidationError, keys_at: Callable[[tuple[Any, ...]], Iterable[str]]) -> str:
+def explain(
+    error: ValidationError, keys_at: Callable[[tuple[Any, ...]], Iterable[str]], kinds: Collection[str] = ()
+) -> str:
     """pydantic's errors as sentences: field, value, what is allowed, nearest match.
 
     Parameters
     ----------
     keys_at
         The keys that the mapping at a location may have.
+    kinds
+        Where the first section of a location is of one of several kinds, which one of its own fields names: the names
+        of the kinds, which pydantic writes into locations, behind the section's.
     """
-    errors = error.errors()
+    errors = [item for item in error.errors() if item["type"] != "too_short" or not item["input"]]
     more = [f"And {len(errors) - _MAX_SENTENCES} more."] if len(errors) > _MAX_SENTENCES else []
-    return " ".join([*(_sentence(dict(item), keys_at) for item in errors[:_MAX_SENTENCES]), *more])
+    return " ".join([*(_sentence(dict(item), keys_at, kinds) for item in errors[:_MAX_SENTENCES]), *more])
 
 
-def _sentence(error: Mapping[str, Any], keys_at: Callable[[tuple[Any, ...]], Iterable[str]]) -> str:
+def _sentence(
+    error: Mapping[str, Any], keys_at: Callable[[tuple[Any, ...]], Iterable[str]], kinds: Collection[str]
+) -> str:
     location, kind, value = tuple(error["loc"]), error["type"], error["input"]
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    member = location[1] if location[1:2] and location[1] in kinds else None
+    parts = location if member is None else (location[0], *location[2:])
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         known = list(keys_at(location[:-1]))
-        return f"Unknown key {shown(where)}.{nearest(location[-1], known)} Known here: {', '.join(known)}."
+        owner = "" if member is None else f" of {member!r}"
+        return f"Unknown key {shown(where)}{owner}.{nearest(location[-1], known)} Known here: {', '.join(known)}."
     if kind in ("missing", "missing_argument"):
         return f"{where} is missing."
-    if kind in ("model_type", "dataclass_type"):
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        field = error["ctx"]["discriminator"].strip("'")
+        if isinstance(value, Mapping) and field not in value:
+            return f"{where}.{field} is missing."
+        named = value.get(field) if isinstance(value, Mapping) else getattr(value, field, value)
+        return f"{where}.{field}: {shown(named)} is no {field}.{nearest(named, kinds)} Known: {', '.join(kinds)}."
+    if kind in ("model_type", "dataclass_type", "model_attributes_type"):
         return f"{where} must be a mapping with the keys {', '.join(keys_at(location))}, not {shown(value)}."
     if kind == "literal_error":
         allowed = error["ctx"]["expected"]
@@ -178,6 +215,9 @@ def _sentence(error: Mapping[str, Any], keys_at: Callable[[tuple[Any, ...]], Ite
         return f"{where}: {message}" if where else message
     if kind == "json_invalid":
         return f"{error['msg']}."
+    if kind in _BOUNDS:
+        said, bound = _BOUNDS[kind]
+        return f"{where} must be {said} {error['ctx'][bound]}, not {shown(value)}."
     if kind in _KINDS:
         return f"{where} {_KINDS[kind]}, not {shown(value)}."
     return f"{where}: {error['msg']}, not {shown(value)}."

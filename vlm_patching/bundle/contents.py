@@ -21,7 +21,7 @@ from vlm_patching.graph import FILE, InterventionGraph, vector_file
 from vlm_patching.graph.lower import lower
 from vlm_patching.models import bundled_models, describe_model
 from vlm_patching.models.families import Family, parse_family
-from vlm_patching.pairs import Pair, pairs_digest
+from vlm_patching.pairs import Pair, Pairs, pairs_digest
 from vlm_patching.results.dataset import KEPT
 from vlm_patching.validation import parse_yaml
 
@@ -232,7 +232,7 @@ def _read(bundle: Unpacked) -> Contents:
     return contents
 
 
-def _pairs(folder: Path) -> list[Pair]:
+def _pairs(folder: Path) -> Pairs:
     try:
         return read_pairs(folder)
     except SpecError as error:

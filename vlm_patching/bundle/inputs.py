@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from vlm_patching.bundle.archive import INPUTS, decoded
 from vlm_patching.errors import SpecError
-from vlm_patching.pairs import Pair, Prompt
-from vlm_patching.pairs.datasets import folder as pairs_folder
+from vlm_patching.pairs import Pairs, load_pairs
+from vlm_patching.pairs.datasets.folder import LINES
+from vlm_patching.pairs.pictures import MAX_PIXELS
 from vlm_patching.validation import parse_json
 
-LINES = "pairs.jsonl"
 VECTORS = "vectors.safetensors"
 MAX_PAIRS = 100_000
-MAX_PIXELS = 50_000_000
-"""Of one picture."""
 MAX_PIXELS_TOTAL = 2_000_000_000
 """Of all pictures together, each counted as often as a pair names it."""
 _MOST_DEFLATED = 1032
@@ -32,44 +26,13 @@ _FIGURE_CHUNKS = (*_PICTURE_CHUNKS, b"pHYs", b"tEXt")
 _VECTOR_TYPES = ("F64", "F32", "F16", "BF16")
 
 
-def write_pairs(pairs: Sequence[Pair], folder: Path) -> None:
-    """Write pairs into a bundle's folder; a picture that several of them have is written once."""
-    place = folder / INPUTS
-    place.mkdir()
-    lines = []
-    for pair in pairs:
-        prompts = {
-            side: {"image": _pictures(prompt, place), "text": prompt.text}
-            for side, prompt in (("clean", pair.clean), ("corrupted", pair.corrupted))
-        }
-        ranges = {key: dict(sorted(getattr(pair, key).items())) for key in ("spans", "spans_corrupted", "regions")}
-        words = {"id": pair.id, "answer": pair.answer, "foil": pair.foil, "task": pair.task}
-        lines.append(json.dumps({**words, **prompts, **ranges}, ensure_ascii=False))
-    (place / LINES).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _pictures(prompt: Prompt, place: Path) -> str | list[str] | None:
-    """The names of a prompt's pictures, as a line of a folder of pairs has them."""
-    names = [_picture(picture, place) for picture in prompt.pictures()]
-    return names if len(names) > 1 else names[0] if names else None
-
-
-def _picture(picture: Image.Image, place: Path) -> str:
-    """Write a picture's pixels, and nothing else of it, under a name that says what they are."""
-    pixels = picture.tobytes()
-    path = place / f"{hashlib.sha256(f'{picture.size}'.encode() + pixels).hexdigest()}.png"
-    if not path.exists():
-        Image.frombytes("RGB", picture.size, pixels).save(path, "PNG")
-    return path.name
-
-
-def read_pairs(folder: Path) -> list[Pair]:
+def read_pairs(folder: Path) -> Pairs:
     """Read the pairs of a bundle's folder.
 
     Raises
     ------
     SpecError
-        What `pairs.datasets.folder` refuses, pictures of another name or kind than `write_pairs` gives them, and more
+        What `pairs.datasets.folder` refuses, pictures of another name or kind than `write_folder` gives them, and more
         pixels than `MAX_PIXELS_TOTAL`.
     """
     place = folder / INPUTS
@@ -82,7 +45,7 @@ def read_pairs(folder: Path) -> list[Pair]:
     total = sum(pixels[name] for name in named)
     if total > MAX_PIXELS_TOTAL:
         raise SpecError(f"The pictures have {total} pixels, counted for every pair; at most {MAX_PIXELS_TOTAL}.")
-    return pairs_folder.load(path=place)
+    return load_pairs("folder", path=place)
 
 
 def _named(lines: str) -> list[str]:

@@ -12,8 +12,8 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from vlm_patching.errors import SpecError
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph import InterventionGraph
-from vlm_patching.sections import DTYPE_NAMES, Quantization, Section
-from vlm_patching.validation import explain, one_of, parse_json
+from vlm_patching.sections import DTYPE_NAMES, Quantization
+from vlm_patching.validation import Section, explain, one_of, parse_json
 
 VERSION: Literal[1] = 1
 """Of a bundle. It is in every manifest, and no other is read."""

@@ -13,14 +13,15 @@ import xarray as xr
 from vlm_patching.bundle.archive import INPUTS, pack
 from vlm_patching.bundle.arrays import write_results
 from vlm_patching.bundle.contents import ENVIRONMENT, EXPERIMENT, FAMILY, FIGURES, GRAPH, opened
-from vlm_patching.bundle.inputs import VECTORS, write_pairs
+from vlm_patching.bundle.inputs import VECTORS
 from vlm_patching.bundle.records import Environment
 from vlm_patching.errors import RunError, SpecError
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph import InterventionGraph, vector_file
 from vlm_patching.metrics import METRICS
 from vlm_patching.models.families import Family, families, parse_family
-from vlm_patching.pairs import Pair, pairs_digest
+from vlm_patching.pairs import Pair, Pairs, pairs_digest
+from vlm_patching.pairs.exporting import write_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +85,7 @@ def save(
                 (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
             (folder / GRAPH).write_text(graph.to_json() + "\n", encoding="utf-8")
             (folder / ENVIRONMENT).write_text(Environment.of(ds.attrs).to_json(), encoding="utf-8")
-            write_pairs(pairs, folder)
+            write_folder(pairs, folder / INPUTS)
             if vectors is not None:
                 (folder / INPUTS / VECTORS).write_bytes(vectors)
             if family is not None:
@@ -132,7 +133,7 @@ def _family_of(experiment: Experiment | InterventionGraph, ds: xr.Dataset) -> Fa
 
 def _pairs_of(
     experiment: Experiment | InterventionGraph, ds: xr.Dataset, inputs: Sequence[Pair] | None, family: Family | None
-) -> list[Pair]:
+) -> Pairs:
     """The pairs as they were run, corrupted as the experiment says."""
     from vlm_patching.models import describe_model
     from vlm_patching.pipeline import check_inputs, pairs_of
@@ -140,14 +141,16 @@ def _pairs_of(
 
     check_inputs(inputs)
     if isinstance(experiment, Experiment):
-        pairs = list(inputs) if inputs is not None else pairs_of(experiment)
+        pairs = pairs_of(experiment, inputs)
         if experiment.corruption is not None:
             description = describe_model(ds.attrs["model"], ds.attrs["model_revision"] or None, family)
             pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
+        ran = set(ds["example"].values.tolist())
+        pairs = pairs.holding(pair for pair in pairs if pair.id in ran or not pairs.skips)
     elif inputs is None:
         raise SpecError("A graph written by hand does not say its pairs: give save(..., inputs=pairs).")
     else:
-        pairs = list(inputs)
+        pairs = Pairs.of(inputs)
     digest = pairs_digest(pairs)
     if digest != ds.attrs["pairs_sha256"]:
         given = "the given pairs" if inputs is not None else "the experiment's own pairs, as they are now"

@@ -161,7 +161,8 @@ class InterventionGraph:
     name
         What results and figures are called.
     runs
-        `clean` first, the swept run last; which others there are is the method's (`structure.METHODS`).
+        `clean` first, the swept run last; which others there are is the method's (`structure.METHODS`). `evaluate` has
+        no swept run: it only measures.
     dimensions
         What the swept run is made for every value of.
     metrics
@@ -282,7 +283,9 @@ def parts(site: str) -> tuple[str, ...]:
 
 
 def sites_of(graph: InterventionGraph) -> tuple[str, ...]:
-    """The sites a graph sweeps."""
+    """The sites a graph sweeps; none where nothing is swept."""
+    if graph.method == "evaluate":
+        return ()
     return tuple(map(str, values_of(graph, "site", swept_place(graph).site)))
 
 

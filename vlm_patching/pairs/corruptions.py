@@ -53,7 +53,10 @@ def check_corrupted(pairs: Sequence[Pair], on: str) -> None:
                     f"Pair {pair.id!r}: the clean prompt has {len(clean)} images, the corrupted one {len(corrupted)}."
                 )
             if all(map(_same, clean, corrupted)):
-                raise SpecError(f"Pair {pair.id!r}: the clean and the corrupted image are the same picture.")
+                raise SpecError(
+                    f"Pair {pair.id!r}: the clean and the corrupted image are the same picture.",
+                    "its images are the same picture",
+                )
 
 
 def _same(one: Image.Image, other: Image.Image) -> bool:

@@ -6,11 +6,11 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from vlm_patching.errors import SpecError
+from vlm_patching.pairs.pictures import Picture, opened
 
 SUBJECT_ROLES = ("subject_first", "subject_middle", "subject_last", "first_subsequent", "further")
 """Position groups around a span `subject` (Meng et al. 2022); their sixth is `last`."""
@@ -31,7 +31,6 @@ RESERVED = (
 )
 """Names of position groups that every pair has, which its own spans and regions cannot take."""
 
-Picture = Image.Image | Path
 Span = tuple[int, int]
 Box = tuple[int, int, int, int]
 
@@ -43,7 +42,7 @@ class Prompt:
     Attributes
     ----------
     image
-        A picture, or the path of one (read when it is needed); several of them; or None.
+        A picture, or where one is (a path, or a `StoredPicture`: read when it is needed); several of them; or None.
     text
         The question, as the user writes it; a model's chat template is put around it later.
     """
@@ -60,29 +59,17 @@ class Prompt:
 
     def pictures(self) -> tuple[Image.Image, ...]:
         """Every image in RGB; `SpecError` where a file is missing or broken."""
-        return tuple(map(_read, self.images))
+        return tuple(map(opened, self.images))
 
     def picture(self) -> Image.Image:
         """The first image in RGB; `SpecError` where there is none, or its file is missing or broken."""
         if not self.images:
             raise SpecError(f"the prompt {self.text!r} has no image.")
-        return _read(self.images[0])
+        return opened(self.images[0])
 
     def with_picture(self, picture: Image.Image) -> Prompt:
         """The prompt with another first image."""
         return Prompt((picture, *self.images[1:]) if len(self.images) > 1 else picture, self.text)
-
-
-def _read(image: Picture) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    try:
-        with Image.open(image) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except FileNotFoundError as error:
-        raise SpecError(f"Image {image} does not exist.") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SpecError(f"Image {image} cannot be read as a picture: {error}") from error
 
 
 @dataclass(frozen=True)

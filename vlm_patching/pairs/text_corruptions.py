@@ -10,13 +10,16 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 from vlm_patching.errors import SpecError, nearest
+from vlm_patching.pairs.collection import Pairs
+from vlm_patching.pairs.english import article
 from vlm_patching.pairs.pair import Pair, Prompt, Span
 
 OPTIONS = ("answer_option", "foil_option")
 """The spans whose words symmetric token replacement exchanges."""
+_NOTHING_FITS = "error: no two other words of as many tokens for its answer options"
 
 
 def replace_spans(text: str, spans: Mapping[str, Span], new: Mapping[str, str]) -> tuple[str, dict[str, Span]]:
@@ -56,18 +59,23 @@ def replace_spans(text: str, spans: Mapping[str, Span], new: Mapping[str, str]) 
     return replaced + text[end:], moved
 
 
-def replace_options(pairs: Sequence[Pair], count_tokens: Callable[[str], int], seed: int = 0) -> list[Pair]:
-    """Symmetric token replacement with words of the pairs' own: both answer options become two other ones.
+def replace_options(pairs: Sequence[Pair], count_tokens: Callable[[str], int], seed: int = 0) -> Pairs:
+    """Symmetric token replacement: both answer options become two other words of their role.
 
-    The new words are drawn from the options of the pairs that ask the same question, that is, whose texts are equal
-    once all spans are cut out of them; from those of all pairs where no two of them fit. They are never the pair's own
-    answer, foil or options (case does not count), differ from each other, and have as many tokens as the words whose
-    place they take: alone, and as the whole text counts them.
+    Where the pairs' dataset tells its words by their role (all adjectives of MIT-States, all verbs of SVO-Probes), the
+    new words are drawn from them, never ones that mean nearly the same as the pair's own or each other. Of other pairs
+    they are drawn from the options of those that ask the same question, that is, whose texts are equal once all spans
+    are cut out of them; from those of all pairs where no two of them fit.
+
+    The new words are never the pair's own answer, foil or options (case does not count), differ from each other, agree
+    with an article in front of them, and have as many tokens as the words whose place they take: alone, and as the
+    whole text counts them.
 
     Parameters
     ----------
     pairs
-        Each with the spans `answer_option` and `foil_option`.
+        Each with the spans `answer_option` and `foil_option`. Those of `load_pairs` know their dataset's words; a plain
+        list of them does not.
     count_tokens
         How many tokens a text has, without special tokens.
     seed
@@ -75,8 +83,9 @@ def replace_options(pairs: Sequence[Pair], count_tokens: Callable[[str], int], s
 
     Returns
     -------
-    list of Pair
-        With another corrupted text and `spans_corrupted` (see `replace_spans`); all else stays.
+    Pairs
+        With another corrupted text and `spans_corrupted` (see `replace_spans`); all else stays. Where the pairs skip
+        errors, one for which no two words fit is dropped and counted.
 
     Raises
     ------
@@ -92,9 +101,10 @@ def replace_options(pairs: Sequence[Pair], count_tokens: Callable[[str], int], s
     ----------
     Golovanevsky et al. 2024, NOTICE (symmetric token replacement).
     """
+    pairs = Pairs.of(pairs)
     for pair in pairs:
         _check_options(pair)
-    count = cache(count_tokens)
+    count, vocabulary = cache(count_tokens), pairs.vocabulary
     everywhere = _distinct(word for pair in pairs for word in _options(pair))
     of_frame: dict[str, list[str]] = {}
     for pair in pairs:
@@ -103,16 +113,20 @@ def replace_options(pairs: Sequence[Pair], count_tokens: Callable[[str], int], s
     made = []
     for pair in pairs:
         rng = random.Random(f"{seed}/symmetric_token_replacement/{pair.id}")
-        own = {word.casefold() for word in (pair.answer.strip(), pair.foil.strip(), *_options(pair))}
-        for words in (of_frame[_frame(pair)], everywhere):
-            others = [word for word in words if word.casefold() not in own]
-            new = _draw_options(pair, others, count, rng)
+        own = (pair.answer.strip(), pair.foil.strip(), *_options(pair))
+        of_role = vocabulary.of(pair.id)
+        near = partial(vocabulary.near, pair.id) if of_role else _same_word
+        for words in (of_frame[_frame(pair)], everywhere) if of_role is None else (of_role,):
+            others = [word for word in words if not near(word, own)]
+            new = _draw_options(pair, others, count, near, rng)
             if new:
+                made.append(_with_text(pair, new))
                 break
         else:
-            raise SpecError(_nothing_fits(pair, others, count))
-        made.append(_with_text(pair, new))
-    return made
+            if not pairs.skips:
+                raise SpecError(_nothing_fits(pair, others, count))
+    left_out = len(pairs) - len(made)
+    return pairs.holding(made, {_NOTHING_FITS: left_out} if left_out else {})
 
 
 def replace_constraint(
@@ -229,8 +243,16 @@ def _check_options(pair: Pair) -> None:
         )
 
 
+def _same_word(word: str, others: Iterable[str]) -> bool:
+    return word.casefold() in map(str.casefold, others)
+
+
 def _draw_options(
-    pair: Pair, words: Sequence[str], count: Callable[[str], int], rng: random.Random
+    pair: Pair,
+    words: Sequence[str],
+    count: Callable[[str], int],
+    near: Callable[[str, Iterable[str]], bool],
+    rng: random.Random,
 ) -> dict[str, str] | None:
     """Two of the words that keep the number of tokens, each by itself and both together; None where there are none."""
 
@@ -240,14 +262,16 @@ def _draw_options(
 
     @cache
     def fits(span: str, word: str) -> bool:
-        return count(word) == count(_said(pair, span)) and keeps_length({span: word})
+        ahead = pair.clean.text[: pair.spans[span][0]].split()[-1:]
+        agrees = not ahead or ahead[0].lower() not in ("a", "an") or ahead[0].lower() == article(word)
+        return agrees and count(word) == count(_said(pair, span)) and keeps_length({span: word})
 
     for answer in rng.sample(words, len(words)):
         if not fits(OPTIONS[0], answer):
             continue
         for foil in rng.sample(words, len(words)):
             new = dict(zip(OPTIONS, (answer, foil), strict=True))
-            if answer != foil and fits(OPTIONS[1], foil) and keeps_length(new):
+            if fits(OPTIONS[1], foil) and not near(foil, [answer]) and keeps_length(new):
                 return new
     return None
 
@@ -258,8 +282,10 @@ def _nothing_fits(pair: Pair, words: Sequence[str], count: Callable[[str], int])
     found = ", ".join(f"{number} of {_tokens(length)}" for length, number in lengths)
     return (
         f"Pair {pair.id!r}: symmetric token replacement found no two words for {old} in {pair.clean.text!r}. It looked "
-        f"at {len(words)} words that are options of other pairs and not this pair's own{': ' if found else ''}{found}. "
-        "Each must have as many tokens as the word it replaces, and leave the text as long as it is."
+        f"at {len(words)} words that are options of other pairs and not (nearly) this pair's own"
+        f"{': ' if found else ''}{found}. Each must have as many tokens as the word it replaces, and leave the text as "
+        "long as it is. "
+        "pairs.on_error: skip leaves such pairs of a dataset in files out, and counts them."
     )
 
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,18 @@ from typing import Any
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph import InterventionGraph, vector_file
 from vlm_patching.models import ModelDescription
-from vlm_patching.pairs import Pair, pairs_digest
+from vlm_patching.pairs import Pairs, pairs_digest
 
 _PACKAGES = ("vlm_patching", "nnsight", "torch", "transformers", "pillow", "xarray", "zarr", "numpy")
 
 
 def planned_attributes(
-    experiment: Experiment | None, graph: InterventionGraph, description: ModelDescription, pairs: Sequence[Pair]
+    experiment: Experiment | None, graph: InterventionGraph, description: ModelDescription, pairs: Pairs
 ) -> dict[str, Any]:
     """What is known before anything runs. A graph that was written by hand is its own experiment."""
     attributes: dict[str, Any] = {
         "name": graph.name,
-        "experiment_id": experiment.id if experiment else graph.id,
+        "experiment_id": experiment.id if experiment and graph.method == experiment.method else graph.id,
         "graph": graph.to_json(),
         "graph_id": graph.id,
         "pairs_sha256": pairs_digest(pairs),
@@ -45,6 +44,7 @@ def planned_attributes(
         "versions": json.dumps({name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()}),
         **_git(),
         **_vector(graph),
+        **_counted(pairs),
     }
     if experiment:
         attributes["experiment"] = experiment.to_json()
@@ -61,6 +61,13 @@ def image_processor(description: ModelDescription) -> dict[str, str]:
         return {"image_processor": "", "image_backend": ""}
     backend = str(getattr(processor, "backend", ""))
     return {"image_processor": type(processor).__name__, "image_backend": "Pillow" if backend == "pil" else backend}
+
+
+def _counted(pairs: Pairs) -> dict[str, Any]:
+    """How many candidates the pairs are out of, and why others were dropped; nothing of pairs from nowhere."""
+    if pairs.considered is None:
+        return {}
+    return {"pairs_considered": pairs.considered, "pairs_dropped": json.dumps(dict(sorted(pairs.dropped.items())))}
 
 
 def _vector(graph: InterventionGraph) -> dict[str, str]:

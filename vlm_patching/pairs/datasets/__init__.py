@@ -1,24 +1,36 @@
-"""One file a dataset, found by its name."""
+"""One file a dataset, found by its name: its options, the files it reads, its pair rule.
+
+A dataset is added by adding its file and its row in `DATASETS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any
 
-from vlm_patching.pairs.datasets import folder, shapes
-from vlm_patching.pairs.pair import Pair
+from pydantic import Field
 
-
-@dataclass(frozen=True)
-class Dataset:
-    """A source of pairs: a loader ``(n, seed, **options)``, the options it knows, and one line about it."""
-
-    load: Callable[..., list[Pair]]
-    options: tuple[str, ...]
-    about: str
-
+from vlm_patching.pairs.datasets import folder, shapes, svo_probes
+from vlm_patching.pairs.datasets.base import Dataset, DatasetSpec
 
 DATASETS = {
-    "shapes": Dataset(shapes.load, ("questions", "aligned", "constraints"), shapes.ABOUT),
-    "folder": Dataset(folder.load, ("path",), folder.ABOUT),
+    "shapes": Dataset(shapes.Shapes, shapes.candidates, shapes.ABOUT, shapes.FILES, sampled=False),
+    "folder": Dataset(folder.Folder, folder.candidates, folder.ABOUT, folder.FILES, sampled=False),
+    "svo_probes": Dataset(
+        svo_probes.SvoProbes, svo_probes.candidates, svo_probes.ABOUT, svo_probes.FILES, excluded="svo_probes"
+    ),
 }
+
+if TYPE_CHECKING:
+    PairsSpec = DatasetSpec
+else:
+    PairsSpec = Annotated[reduce(or_, (each.spec for each in DATASETS.values())), Field(discriminator="dataset")]
+    """The section `pairs` of a spec: that of the dataset it names."""
+
+
+def pairs_keys(location: Sequence[Any]) -> list[str]:
+    """The keys of a spec's section of pairs, at a location that names the dataset behind the section."""
+    named = location[1] if len(location) > 1 and location[1] in DATASETS else None
+    return list((DATASETS[named].spec if named else DatasetSpec).model_fields)

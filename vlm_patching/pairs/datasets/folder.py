@@ -1,95 +1,115 @@
-"""The user's own pairs: a folder with images and `pairs.jsonl`, one JSON object a line."""
+"""Your own pairs: a folder with images and `pairs.jsonl`, one JSON object a line, or `pairs.csv`.
+
+Files: images of any names, relative to the folder, and a line a pair.
+
+- A JSON object has the keys `id`, `clean` and `corrupted` (each with `image` and `text`), `answer`, `foil`, and may
+  have `spans`, `spans_corrupted`, `regions`, `task`.
+- A table has the columns `id`, `clean.image`, `clean.text`, `corrupted.image`, `corrupted.text`, `answer`, `foil`, and
+  may have `task` and others such as `spans.subject` ("8 13"), `spans_corrupted.subject`, `regions.object`
+  ("40 32 160 128"); an empty cell is none.
+
+Pair rule: as written, in the order of the lines.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from vlm_patching.errors import SpecError, nearest
+from vlm_patching.errors import SpecError, nearest, shown
+from vlm_patching.pairs.candidates import Found, each
+from vlm_patching.pairs.datasets.base import FilesSpec
 from vlm_patching.pairs.pair import Pair, Prompt
-from vlm_patching.validation import parse_json, read_text
+from vlm_patching.pairs.reading import BadRow, Row, read_csv, read_json_lines
 
-ABOUT = "your own pairs: a folder with images and pairs.jsonl"
+ABOUT = "your own pairs, as written"
+FILES = "pairs.jsonl (one JSON object a line) or pairs.csv, and the images that it names"
+LINES, TABLE = "pairs.jsonl", "pairs.csv"
 _REQUIRED = ("id", "clean", "corrupted", "answer", "foil")
+_SIDE = ("image", "text")
 _RANGES = {"spans": 2, "spans_corrupted": 2, "regions": 4}
 """Optional keys: how many numbers each of their entries has."""
+_COLUMNS = ("id", "clean.image", "clean.text", "corrupted.image", "corrupted.text", "answer", "foil")
 
 
-def load(n: int | None = None, seed: int = 0, path: str | Path | None = None) -> list[Pair]:
-    """Read pairs from a folder, in the order of its lines.
+class Folder(FilesSpec):
+    """Pairs as they are written in a folder; n: the first n.
 
-    Parameters
+    Attributes
     ----------
-    n
-        Read only the first n; all where not given.
-    seed
-        Not used: the order is the file's.
     path
-        The folder. Image names in it are relative to it.
-
-    Returns
-    -------
-    list of Pair
-
-    Raises
-    ------
-    SpecError
-        Naming the file and line: no JSON, an unknown or missing key, a wrong type, a repeated id, a span outside its
-        text, a missing or broken image.
+        The folder, with pairs.jsonl or pairs.csv.
     """
-    if path is None:
-        raise SpecError("pairs.path is missing: dataset 'folder' needs the folder that holds pairs.jsonl.")
-    file = Path(path) / "pairs.jsonl"
-    if not file.is_file():
+
+    dataset: Literal["folder"]
+
+
+def candidates(spec: Folder) -> Iterator[Found]:
+    """Every line's pair, in the order of the lines."""
+    lines, table = spec.folder / LINES, spec.folder / TABLE
+    if lines.is_file() and table.is_file():
+        raise SpecError(f"{spec.folder} has both {LINES} and {TABLE}; one of them says what the pairs are.")
+    rows: Iterable[Row | BadRow]
+    if table.is_file():
+        file, rows = table, _untabled(read_csv(table, _COLUMNS))
+    elif lines.is_file():
+        file, rows = lines, read_json_lines(lines)
+    else:
         raise SpecError(
-            f"{file} does not exist (in {Path.cwd()}): dataset 'folder' reads one JSON object a line from it. A "
-            "relative pairs.path begins at the working directory."
+            f"{lines} does not exist (in {Path.cwd()}), nor does {TABLE} beside it: dataset 'folder' reads pairs from "
+            "one of them. A relative pairs.path begins at the working directory."
         )
-    pairs: list[Pair] = []
-    seen: dict[str, int] = {}
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
-        if n is not None and len(pairs) == n:
-            break
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        pair = _pair(line, Path(path), where)
-        if pair.id in seen:
-            raise SpecError(f"{where}: id {pair.id!r} is already used in line {seen[pair.id]}; ids must be unique.")
-        seen[pair.id] = number
-        pairs.append(pair)
-    if not pairs:
+    nothing = True
+    for found in each(rows, partial(_pair, spec.folder)):
+        nothing = False
+        yield found
+    if nothing:
         raise SpecError(f"{file} holds no pair.")
-    if n is not None and len(pairs) < n:
-        raise SpecError(f"pairs.n is {n}, but {file} holds {len(pairs)} pairs.")
-    return pairs
 
 
-def _pair(line: str, folder: Path, where: str) -> Pair:
-    record = parse_json(line, where)
+def _untabled(rows: Iterable[Row | BadRow]) -> Iterator[Row | BadRow]:
+    """Rows of a table, as the objects of pairs.jsonl."""
+    for row in rows:
+        if isinstance(row, BadRow):
+            yield row
+            continue
+        record: dict[str, Any] = {"clean": {}, "corrupted": {}}
+        for column, cell in row.values.items():
+            section, dot, name = column.partition(".")
+            if section in _RANGES and dot:
+                if cell.strip():
+                    numbers = cell.split()
+                    whole = all(number.isascii() and number.isdigit() for number in numbers)
+                    record.setdefault(section, {})[name] = [int(n) for n in numbers] if whole else cell
+            elif section in ("clean", "corrupted") and name in _SIDE:
+                record[section][name] = (cell or None) if name == "image" else cell
+            elif column in ("id", "answer", "foil", "task"):
+                record[column] = cell
+            else:
+                known = (*_COLUMNS, "task", "spans.NAME", "spans_corrupted.NAME", "regions.NAME")
+                where = row.where.split(", line ")[0]
+                raise SpecError(
+                    f"{where}, line 1: unknown column {column!r}.{nearest(column, known)} Known: {', '.join(known)}."
+                )
+        yield Row(row.where, record)
+
+
+def _pair(folder: Path, row: Row) -> Pair:
+    record, where = row.values, row.where
     _check_keys(record, _REQUIRED, (*_RANGES, "task"), where)
     prompts = {}
     for side in ("clean", "corrupted"):
-        _check_keys(record[side], ("image", "text"), (), f"{where}, {side}")
+        _check_keys(record[side], _SIDE, (), f"{where}, {side}")
         images = _images(record[side]["image"], folder, f"{where}, {side}.image")
         prompts[side] = Prompt(images, _text(record[side]["text"], f"{where}, {side}.text"))
     words: dict[str, Any] = {key: _text(record[key], f"{where}, {key}") for key in ("answer", "foil")}
     words["task"] = _text(record.get("task", ""), f"{where}, task")
     ranges: dict[str, Any] = {key: _ranges(record, key, length, where) for key, length in _RANGES.items()}
     if type(record["id"]) not in (str, int):
-        raise SpecError(f"{where}, id must be text or a whole number, not {record['id']!r}.")
-    try:
-        pair = Pair(id=str(record["id"]), clean=prompts["clean"], corrupted=prompts["corrupted"], **words, **ranges)
-        prompts["corrupted"].pictures()
-        pictures = prompts["clean"].pictures()
-        if pictures:
-            _check_regions(pair, *pictures[0].size)
-        elif pair.regions:
-            raise SpecError(f"Pair {pair.id!r} has regions, but no image.")
-    except SpecError as error:
-        raise SpecError(f"{where}: {error}") from error
-    return pair
+        raise SpecError(f"{where}, id must be text or a whole number, not {shown(record['id'])}.")
+    return Pair(id=str(record["id"]), clean=prompts["clean"], corrupted=prompts["corrupted"], **words, **ranges)
 
 
 def _images(value: Any, folder: Path, where: str) -> Path | tuple[Path, ...] | None:
@@ -106,7 +126,7 @@ def _images(value: Any, folder: Path, where: str) -> Path | tuple[Path, ...] | N
 def _check_keys(record: Any, required: tuple[str, ...], optional: tuple[str, ...], where: str) -> None:
     known = (*required, *optional)
     if not isinstance(record, Mapping):
-        raise SpecError(f"{where}: an object with the keys {', '.join(known)} is expected, not {record!r}.")
+        raise SpecError(f"{where}: an object with the keys {', '.join(known)} is expected, not {shown(record)}.")
     for key in record:
         if key not in known:
             raise SpecError(f"{where}: unknown key {key!r}.{nearest(key, known)} Known: {', '.join(known)}.")
@@ -117,7 +137,7 @@ def _check_keys(record: Any, required: tuple[str, ...], optional: tuple[str, ...
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise SpecError(f"{where} must be text, not {value!r}.")
+        raise SpecError(f"{where} must be text, not {shown(value)}.")
     return value
 
 
@@ -128,14 +148,5 @@ def _ranges(record: Mapping[str, Any], key: str, length: int, where: str) -> dic
     for name, numbers in ranges.items():
         whole = isinstance(numbers, list) and all(isinstance(x, int) and not isinstance(x, bool) for x in numbers)
         if not whole or len(numbers) != length:
-            raise SpecError(f"{where}: {key}.{name} must be {length} whole numbers, not {numbers!r}.")
+            raise SpecError(f"{where}: {key}.{name} must be {length} whole numbers, not {shown(numbers)}.")
     return {name: tuple(numbers) for name, numbers in ranges.items()}
-
-
-def _check_regions(pair: Pair, width: int, height: int) -> None:
-    for name, (_, _, x1, y1) in pair.regions.items():
-        if x1 > width or y1 > height:
-            raise SpecError(
-                f"Pair {pair.id!r}: region {name!r} ends at ({x1}, {y1}), outside its image of {width} × {height} "
-                "pixels."
-            )

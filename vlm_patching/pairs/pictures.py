@@ -1,0 +1,102 @@
+"""Pictures of prompts: in memory, or read from where they are when they are needed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vlm_patching.errors import SpecError
+
+MAX_PIXELS = 50_000_000
+"""Of one picture. A small file can say that it is much larger than memory."""
+
+
+class StoredPicture(ABC):
+    """A picture inside a file of others (a row of a table, a member of an archive), or made of one.
+
+    Subclasses are frozen dataclasses: what they hold says where the pixels are, not what they are.
+    """
+
+    @abstractmethod
+    def read(self) -> Image.Image:
+        """The picture, in any mode."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What errors call it: file, and place in the file."""
+
+
+Picture = Image.Image | Path | StoredPicture
+
+
+@dataclass(frozen=True)
+class Resized(StoredPicture):
+    """Another picture, brought to a size (width, height): pairs whose pictures differ in it cannot be exchanged."""
+
+    picture: Picture
+    size: tuple[int, int]
+
+    def read(self) -> Image.Image:
+        return opened(self.picture).resize(self.size, Image.Resampling.BICUBIC)
+
+    @property
+    def name(self) -> str:
+        return name_of(self.picture)
+
+
+def name_of(picture: Picture) -> str:
+    """What errors call a picture."""
+    if isinstance(picture, Image.Image):
+        return f"of {picture.width} × {picture.height} pixels"
+    return picture.name if isinstance(picture, StoredPicture) else str(picture)
+
+
+def opened(picture: Picture) -> Image.Image:
+    """A picture in RGB, upright as its EXIF data say; what is transparent is white.
+
+    Raises
+    ------
+    SpecError
+        A file that is missing, no picture, cut off, or of more than `MAX_PIXELS`.
+    """
+    if isinstance(picture, Image.Image):
+        return _rgb(picture)
+    try:
+        if isinstance(picture, StoredPicture):
+            return _rgb(ImageOps.exif_transpose(picture.read()))
+        with Image.open(picture) as file:
+            check_size(file.size, str(picture))
+            return _rgb(ImageOps.exif_transpose(file))
+    except SpecError:
+        raise
+    except FileNotFoundError as error:
+        raise SpecError(f"Image {name_of(picture)} does not exist.") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise SpecError(f"Image {name_of(picture)} cannot be read as a picture: {error}") from error
+
+
+def check_size(size: tuple[int, int], where: str) -> None:
+    """Refuse a picture that says that it has more than `MAX_PIXELS`, before any is decoded."""
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise SpecError(
+            f"Image {where} says that it is {width} × {height} pixels; at most {MAX_PIXELS:,} are decoded. Make it "
+            "smaller: models bring pictures to a few hundred pixels a side."
+        )
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith(("I", "F")):  # 16 and 32 bits a pixel, which pillow would cut off at 255
+        values = np.asarray(picture, dtype=np.float64)
+        top = 65_535 if picture.mode.startswith("I") else 1 if values.max(initial=0) <= 1 else 255
+        return Image.fromarray((255 * np.clip(values / top, 0, 1)).round().astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        ground = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(ground, picture).convert("RGB")
+    return picture.convert("RGB")
