@@ -18,13 +18,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from vlm_patching.metrics import METRICS
-from vlm_patching.pairs import CORRUPTED_INPUT, DATASETS
+from vlm_patching.pairs import CORRUPTED_INPUT
 from vlm_patching.sections import DTYPE_NAMES, Numbers, Selectors
 from vlm_patching.sweeps import Names, Widths
 
 NAMED: Mapping[str, Iterable[str]] = {
     "dtype": DTYPE_NAMES,
-    "dataset": DATASETS,
     "kind of corruption": CORRUPTED_INPUT,
     "metrics": METRICS,
 }

@@ -71,7 +71,8 @@ def commented_spec(
             lines += ["", *_prose(corruption_of, 0), *_off(entry, corruption)]
         elif entry.sections:
             meaning = summary(_section_of(entry, given)) if entry.name == method else entry.meaning
-            lines += ["", *_prose(meaning, 0), f"{entry.name}:", *_options(entry, given[entry.name])]
+            section = _section_of(entry, given)
+            lines += ["", *_prose(meaning, 0), f"{entry.name}:", *_options(section, given[entry.name])]
         else:
             lines += ["", *_option(entry, given, 0)]
     lines += ["", *_prose(f"In the place of {method}, another section may say what is done:", 0)]
@@ -101,29 +102,21 @@ def _starts(architecture: Architecture) -> dict[str, Values]:
 
 
 def _pairs(dataset: str) -> dict[str, Any]:
-    """The section of a dataset, its files' place to be filled in."""
-    place = {"path": f"path/to/{dataset}"} if "path" in DATASETS[dataset].options else {}
-    return {"dataset": dataset, **place, "n": 32}
+    """The section of a dataset, the place of its files to be filled in."""
+    needed = [entry.name for entry in entries(DATASETS[dataset].spec) if entry.required and entry.name != "dataset"]
+    places = {name: f"path/to/{dataset if name == 'path' else name}" for name in needed}
+    return {"dataset": dataset, **places, "n": 32}
 
 
 def _section_of(entry: Entry, given: Values) -> type[BaseModel]:
     """The section of a field; of several kinds of pairs, that of the dataset."""
-    named = given.get(entry.name, {}).get("dataset")
-    return next((each for each in entry.sections if named in _literal(each)), entry.sections[0])
+    return DATASETS[given["pairs"]["dataset"]].spec if entry.name == "pairs" else entry.sections[0]
 
 
-def _literal(section: type[BaseModel]) -> tuple[str, ...]:
-    return next((entry.allowed for entry in entries(section) if entry.name == "dataset"), ())
-
-
-def _options(entry: Entry, given: Values) -> Iterator[str]:
+def _options(section: type[BaseModel], given: Values) -> Iterator[str]:
     """A section's options, those that are given before the others."""
-    section = _section_of(entry, {entry.name: given})
-    foreign = {name for each in DATASETS.values() for name in each.options} if entry.name == "pairs" else set()
-    own = DATASETS[given["dataset"]].options if entry.name == "pairs" else ()
     for option in sorted(entries(section), key=lambda option: option.name not in given):
-        if option.name not in foreign or option.name in own:
-            yield from _option(option, given, 1)
+        yield from _option(option, given, 1)
 
 
 def _option(entry: Entry, given: Values, depth: int) -> Iterator[str]:

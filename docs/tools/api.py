@@ -14,7 +14,7 @@ import vlm_patching as vp
 from vlm_patching import graph
 
 GROUPS = {
-    "Experiments": ("Experiment", "run", "plan", "diagnose", "presets", "load_results"),
+    "Experiments": ("Experiment", "run", "plan", "evaluate", "diagnose", "presets", "load_results"),
     "Models": ("load_model", "describe_model", "bundled_models"),
     "Pairs": ("load_pairs", "corrupt_images", "Pair", "Prompt"),
     "Effects": ("effect", "total_effect"),

@@ -13,6 +13,12 @@ from docs.tools import llms, pages, tables, tutorials
 _NAME = re.compile(r"(?<!<pre>)<code>(vp\.[A-Za-z_.]+)((?:\([^<]*\))?)</code>")
 
 
+def on_config(config: Any) -> Any:
+    """Put the pages of whole folders into the navigation."""
+    config.nav = pages.expanded(config.nav)
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are no file under docs/, and the tutorials with their figures."""
     for path, markdown in pages.made().items():

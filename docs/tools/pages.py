@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from docs.tools import api, tables, tutorials
 
@@ -28,6 +29,20 @@ def written() -> dict[str, str]:
     """Path below docs/ → Markdown with its tables, of the pages that are a file there."""
     files = sorted(path for path in DOCS.rglob("*.md") if "vendor" not in path.parts)
     return {path.relative_to(DOCS).as_posix(): tables.filled(path.read_text(encoding="utf-8")) for path in files}
+
+
+def expanded(nav: list[Any]) -> list[Any]:
+    """The navigation, with the pages of a folder in the place of "FOLDER/*": its index first, then by name."""
+    known = sorted({**made(), **written()}, key=lambda path: (not path.endswith("index.md"), path))
+    found: list[Any] = []
+    for item in nav:
+        if isinstance(item, str) and item.endswith("/*"):
+            found += [path for path in known if path.startswith(item[:-1])]
+        elif isinstance(item, dict):
+            found.append({name: expanded(each) if isinstance(each, list) else each for name, each in item.items()})
+        else:
+            found.append(item)
+    return found
 
 
 def _moved(markdown: str, source: str) -> str:

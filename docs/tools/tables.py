@@ -23,6 +23,7 @@ from vlm_patching.manual import Entry, documented, entries, summary
 from vlm_patching.metrics import METRICS
 from vlm_patching.models.families import families
 from vlm_patching.pairs import CORRUPTED_INPUT, DATASETS, IMAGE_CORRUPTIONS
+from vlm_patching.pairs.datasets.base import DatasetSpec
 
 _MARK = re.compile(r"^<!-- (table|preset): ([\w-]+) -->$", re.MULTILINE)
 CORRUPTIONS = {
@@ -67,41 +68,46 @@ def code(names: Iterable[object]) -> str:
 
 def spec() -> str:
     """Every section of a spec and every field of it."""
-    titles = list(_sections(Experiment, "", set()))
-    parts = []
-    for title, section in titles:
-        parts.append(f"## {title} {{#{_anchor(title)}}}")
-        parts.append(summary(section))
-        parts.append(rows(("key", "value", "where left out", "meaning"), map(_field, entries(section))))
-    return "\n\n".join(parts)
+    return "\n\n".join(_section(Experiment, "The spec", ""))
 
 
-def _sections(section: type[BaseModel], title: str, seen: set[type]) -> Iterator[tuple[str, type[BaseModel]]]:
-    seen.add(section)
-    yield title or "The spec", section
+def _section(section: type[BaseModel], title: str, path: str) -> Iterator[str]:
+    """A section's fields, then those of the sections in it; where there are several kinds, what they share first."""
+    yield f"## {title} {{#{path.rpartition('.')[2] or 'spec'}}}"
+    yield summary(section)
+    yield _fields(entries(section))
     for entry in entries(section):
-        for inside in entry.sections:
-            if inside not in seen:
-                name = f"{title}.{entry.name}".strip(".")
-                named = f"{name}: {_dataset(inside)}" if len(entry.sections) > 1 else name
-                yield from _sections(inside, named, seen)
+        inside = f"{path}.{entry.name}".strip(".")
+        if len(entry.sections) == 1:
+            yield from _section(entry.sections[0], inside, inside)
+        elif entry.sections:
+            yield from _kinds(entry, inside)
 
 
-def _anchor(title: str) -> str:
-    """Of a section: the last name in its path."""
-    return title.replace(": ", "-").rpartition(".")[2].lower().replace(" ", "-")
+def _kinds(entry: Entry, path: str) -> Iterator[str]:
+    """The kinds of a section that one of its own fields names: the pairs of each dataset."""
+    shared = {field.name for field in entries(DatasetSpec)}
+    yield f"## {path} {{#{path}}}"
+    yield f"{summary(DatasetSpec)} Beside these keys each dataset has its own."
+    yield _fields(entries(DatasetSpec))
+    for section in entry.sections:
+        (kind,) = next(field.allowed for field in entries(section) if field.name == "dataset")
+        own = [field for field in entries(section) if field.name not in shared]
+        yield f"### {path}: {kind} {{#{path}-{kind}}}"
+        yield summary(section)
+        yield _fields(own) if own else "It has no keys of its own."
 
 
-def _dataset(section: type[BaseModel]) -> str:
-    return ", ".join(next((entry.allowed for entry in entries(section) if entry.allowed), (section.__name__,)))
+def _fields(found: Iterable[Entry]) -> str:
+    return rows(("key", "value", "where left out", "meaning"), map(_field, found))
 
 
 def _field(entry: Entry) -> tuple[str, ...]:
     written, meaning = entry.written, entry.meaning
     if entry.allowed:
         meaning += f" {'Each one of' if written.startswith('list') else 'One of'} {code(entry.allowed)}."
-    if len(entry.sections) == 1:
-        written = f"[{written}](#{_anchor(entry.name)})"
+    if entry.sections:
+        written = f"[{written}](#{entry.name})"
     default = (
         "**must be given**" if entry.required else "" if entry.default in (None, ()) else f"`{entry.shown_default}`"
     )
@@ -129,9 +135,13 @@ def corruptions() -> str:
 
 
 def datasets() -> str:
-    return rows(
-        ("dataset", "what it is", "options"), [(f"`{n}`", d.about, code(d.options)) for n, d in DATASETS.items()]
-    )
+    """Every dataset; its name leads to its page where it has one."""
+    pages = Path(__file__).parents[1] / "datasets"
+    body = []
+    for name, dataset in DATASETS.items():
+        linked = f"[`{name}`]({name}.md)" if (pages / f"{name}.md").is_file() else f"`{name}`"
+        body.append((linked, dataset.about, dataset.files, code(dataset.options)))
+    return rows(("dataset", "what it is", "files", "options"), body)
 
 
 def bundled_sites() -> str:

@@ -23,7 +23,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "adding-a-dataset.md"
 def toy(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """The module on the page, registered by the row on the page."""
     (source,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    (row,) = re.findall(r'```text\n"toy_animals": (.*),\n```', PAGE.read_text(encoding="utf-8"))
+    (row,) = re.findall(r'```python title=.*\n"toy_animals": (.*),\n```', PAGE.read_text(encoding="utf-8"))
     module = types.ModuleType("toy_animals")
     monkeypatch.setitem(sys.modules, "toy_animals", module)
     exec(compile(source, str(PAGE), "exec"), module.__dict__)

@@ -28,6 +28,10 @@ from vlm_patching.validation import parse_json, parse_yaml
 
 MOST_PAIRS = 8
 """Of a sweep on a page: what a block says is run as it stands, on fewer pairs."""
+_LISTED = re.compile(r" *[\w./*{},-]+(?: \.\.\.| or [\w.]+)*(?:  +.*)?|")
+"""A file or folder, and what it is."""
+ROW = "A row of "
+"""Begins the title of a row that is added to one of the package's tables."""
 INSTANCE = "For instance"
 """Title of an output whose numbers are those of one machine, or of more pairs."""
 BASE = {"pairs": {"dataset": "shapes", "n": 2, "questions": ["color"], "constraints": 1}}
@@ -50,7 +54,11 @@ class Reader:
 
     def read(self, block: Block) -> None:
         """Do what a block says."""
-        if block.language in ("", "text"):
+        if not block.language:
+            for line in block.text.splitlines():
+                assert _LISTED.fullmatch(line), f"{block}: only a list of files has no language; {line!r} is no file"
+            return
+        if block.language == "text":
             assert self.printed is not None, f"{block}: this shows an output, and no block before it prints one"
             assert_shows(block, self.printed)
             return
@@ -60,6 +68,9 @@ class Reader:
         readers[block.language](block)
 
     def _python(self, block: Block) -> None:
+        if block.title.startswith(ROW):
+            ast.parse("{" + block.text + "}", str(block))
+            return
         with _heard() as heard:
             exec(compile(block.text, str(block), "exec"), self.names)
         plt.close("all")
@@ -90,7 +101,8 @@ class Reader:
             vp.plan(vp.Experiment.from_dict(data, str(block)))
         else:
             for experiment in _completed(data, block):
-                vp.plan(experiment)
+                if experiment.pairs.dataset == "shapes":  # others have files
+                    vp.plan(experiment)
 
     def _json(self, block: Block) -> None:
         data = parse_json(block.text, str(block))
@@ -108,8 +120,9 @@ class Reader:
 def _completed(data: Mapping[str, Any], block: Block) -> Iterator[vp.Experiment]:
     """An experiment for each method of a part of a spec, on the bundled model that has its sites."""
     methods = [name for name in METHOD_SECTIONS if name in data]
-    assert methods, f"{block}: this part of a spec has none of {', '.join(METHOD_SECTIONS)}"
-    for method in methods:
+    if not methods:
+        data = {**data, "patch": {"sites": ["language.resid_post"], "positions": ["last"]}}
+    for method in methods or ["patch"]:
         rest = {key: value for key, value in data.items() if key not in METHOD_SECTIONS}
         if method in NEED_CORRUPTION or method == "steer":
             rest = {"corruption": {"kind": "semantic_image_pair"}} | rest

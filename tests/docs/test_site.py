@@ -11,7 +11,7 @@ import yaml
 import vlm_patching as vp
 from docs.tools import api, hooks, llms, offline, pages, tables
 
-NAV = yaml.safe_load((pages.ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+NAV = pages.expanded(yaml.safe_load((pages.ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
 ALL = {**pages.made(), **pages.written()}
 
 
