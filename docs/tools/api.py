@@ -29,17 +29,21 @@ GRAPH = ("Run", "Edit", "Read", "Place", "Dimension")
 """What a graph is made of, for graphs that are written by hand."""
 
 
+PATHS = ("reference/api.md", *(f"reference/api-{name}.md" for name in ROOMS))
+"""Of the pages."""
+
+
 def pages() -> dict[str, str]:
     """Path → Markdown: one page of the package's own names, one a room."""
     wrong = list(problems())
     if wrong:
         raise ValueError("what is public lacks documentation:\n  " + "\n  ".join(wrong))
-    found = {"reference/api.md": _package()}
-    for name, module in ROOMS.items():
+    found = {PATHS[0]: _package()}
+    for path, (name, module) in zip(PATHS[1:], ROOMS.items(), strict=True):
         room = importlib.import_module(f"vlm_patching.{module}")
         about = _paragraph(room)
         entries = [_entry(f"vlm_patching.{module}.{each}", f"vp.{name}.{each}", 2) for each in room.__all__]
-        found[f"reference/api-{name}.md"] = "\n\n".join([f"# vp.{name}", about, *entries]) + "\n"
+        found[path] = "\n\n".join([f"# vp.{name}", about, *entries]) + "\n"
     return found
 
 

@@ -18,6 +18,13 @@ ELSEWHERE = {
 """Page → the file of the repository that it shows."""
 
 
+def paths() -> list[str]:
+    """Of every page of the site, without making any."""
+    files = [path.relative_to(DOCS).as_posix() for path in _files()]
+    run = [f"tutorials/{source.stem}.md" for source in tutorials.sources()]
+    return sorted([*files, *ELSEWHERE, *api.PATHS, *run])
+
+
 def made() -> dict[str, str]:
     """Path below docs/ → Markdown, of the pages that are no file there."""
     shown = {page: _moved((ROOT / source).read_text(encoding="utf-8"), source) for page, source in ELSEWHERE.items()}
@@ -27,13 +34,16 @@ def made() -> dict[str, str]:
 
 def written() -> dict[str, str]:
     """Path below docs/ → Markdown with its tables, of the pages that are a file there."""
-    files = sorted(path for path in DOCS.rglob("*.md") if "vendor" not in path.parts)
-    return {path.relative_to(DOCS).as_posix(): tables.filled(path.read_text(encoding="utf-8")) for path in files}
+    return {path.relative_to(DOCS).as_posix(): tables.filled(path.read_text(encoding="utf-8")) for path in _files()}
+
+
+def _files() -> list[Path]:
+    return sorted(path for path in DOCS.rglob("*.md") if "vendor" not in path.parts)
 
 
 def expanded(nav: list[Any]) -> list[Any]:
     """The navigation, with the pages of a folder in the place of "FOLDER/*": its index first, then by name."""
-    known = sorted({**made(), **written()}, key=lambda path: (not path.endswith("index.md"), path))
+    known = sorted(paths(), key=lambda path: (not path.endswith("index.md"), path))
     found: list[Any] = []
     for item in nav:
         if isinstance(item, str) and item.endswith("/*"):

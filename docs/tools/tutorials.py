@@ -79,8 +79,10 @@ def executed(source: Path) -> nbformat.NotebookNode:
         client.execute(env=environment)
     RUN.mkdir(parents=True, exist_ok=True)
     for old in RUN.glob(f"{source.stem}-*.ipynb"):
-        old.unlink()
-    nbformat.write(notebook, kept)
+        old.unlink(missing_ok=True)
+    written = kept.with_suffix(f".{os.getpid()}")  # another process may be here, too
+    nbformat.write(notebook, written)
+    written.replace(kept)
     return notebook
 
 

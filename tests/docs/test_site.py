@@ -12,17 +12,23 @@ import vlm_patching as vp
 from docs.tools import api, hooks, llms, offline, pages, tables
 
 NAV = pages.expanded(yaml.safe_load((pages.ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
-ALL = {**pages.made(), **pages.written()}
+ALL = pages.paths()
+
+
+@pytest.fixture(scope="module")
+def texts() -> dict[str, str]:
+    return llms.texts()
 
 
 def test_every_page_stands_in_the_navigation_once() -> None:
     listed = [path for _, path in llms.listed(NAV) if path is not None]
-    assert sorted(listed) == sorted(ALL)
+    assert sorted(listed) == ALL
+    assert sorted({**pages.made(), **pages.written()}) == ALL
 
 
 @pytest.mark.parametrize("path", ALL)
-def test_a_page_has_one_title_and_begins_with_it(path: str) -> None:
-    text = llms.texts()[path]
+def test_a_page_has_one_title_and_begins_with_it(texts: dict[str, str], path: str) -> None:
+    text = texts[path]
     assert text.startswith("# ")
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     assert len(re.findall(r"^# ", prose, re.MULTILINE)) == 1
