@@ -13,12 +13,12 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from vlm_patching.commands import bundle, doctor, remote, serve
-from vlm_patching.commands.output import AsJson, show
+from vlm_patching.commands import bundle, doctor, pairs, remote, serve
+from vlm_patching.commands.output import AsJson, Changes, Family, Spec, parse_changes, show
 from vlm_patching.errors import RunError, SpecError, unknown
 from vlm_patching.validation import parse_yaml
 
@@ -28,15 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=f"{__doc__}\n--debug, anywhere: show the traceback of an error.",
 )
-
-Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file, or a preset's name.")]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the spec; may be repeated."),
-]
-Family = Annotated[
-    str | None, typer.Option(metavar="FILE", help="The model's family file, as --set model.family=FILE.")
-]
 
 
 @app.command()
@@ -61,7 +52,7 @@ def run(
     import vlm_patching as vp
     from vlm_patching.pairs.collection import told
 
-    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
+    experiment = vp.Experiment.from_spec(spec, parse_changes(changes, family))
     store = output or _store(experiment.name)
     how = vp.Remote(host, jobs, deadline, patience, sandboxed) if backend == "ndif" else None
     with _stoppable(store):
@@ -112,7 +103,7 @@ def evaluate(
     from vlm_patching.commands.evaluate import report
     from vlm_patching.evaluation import write_kept
 
-    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
+    experiment = vp.Experiment.from_spec(spec, parse_changes(changes, family))
     store = output or _store(f"{experiment.name}-evaluated")
     with _stoppable(store):
         ds = vp.evaluate(experiment, backend=backend, host=host, store=store, threads=threads)
@@ -137,7 +128,7 @@ def graph(
 
     if as_json and mermaid:
         raise SpecError("--json and --mermaid are two ways to print a graph; give one.")
-    drawn = vp.Experiment.from_spec(spec, _parse_changes(changes, family)).graph()
+    drawn = vp.Experiment.from_spec(spec, parse_changes(changes, family)).graph()
     print(drawn.to_json() if as_json else drawn.to_mermaid() if mermaid else drawn)
 
 
@@ -153,7 +144,7 @@ def plan(
     import vlm_patching as vp
     from vlm_patching.pipeline import described, loaded
 
-    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
+    experiment = vp.Experiment.from_spec(spec, parse_changes(changes, family))
     model = loaded(None, described(experiment, None), experiment) if calibrate else None
     found = vp.plan(experiment, model=model)
     print(json.dumps(found.to_dict(), indent=2) if as_json else found)
@@ -210,7 +201,7 @@ def diagnose(
     """Show what corruptions do: how often the answer flips, the total effects, how far activations move."""
     import vlm_patching as vp
 
-    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
+    experiment = vp.Experiment.from_spec(spec, parse_changes(changes, family))
     parsed = [parse_yaml(text, f"--corruption {text!r}") for text in corruptions or []]
     sections = [section if isinstance(section, dict) else {"kind": section} for section in parsed]
     ds = vp.diagnose(experiment, sections or None, threads=threads)
@@ -302,6 +293,7 @@ app.command()(remote.jobs)
 app.command()(doctor.doctor)
 app.command("serve-ndif")(serve.serve_ndif)
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(pairs.app, name="pairs")
 app.command()(bundle.replay)
 
 
@@ -318,16 +310,6 @@ def _stoppable(store: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"\nStopped. What is done is in {store}; the same command goes on from there.", file=sys.stderr)
         raise typer.Exit(130) from None
-
-
-def _parse_changes(changes: list[str] | None, family: str | None) -> dict[str, Any]:
-    parsed: dict[str, Any] = {} if family is None else {"model.family": family}
-    for change in changes or []:
-        key, equals, value = change.partition("=")
-        if not equals or not all(key.split(".")):
-            raise SpecError(f"--set {change!r}: KEY.PATH=VALUE is expected, as in --set pairs.n=8.")
-        parsed[key] = parse_yaml(value, f"--set {change!r}: the value")
-    return parsed
 
 
 def main() -> None:
