@@ -93,6 +93,9 @@ class Dataset:
         Whether the seed chooses n pairs among all. Otherwise they are the first n, in the order in which they come.
     excluded
         Name of the list of words that are too near to be held against each other, where it has one.
+    repeats
+        Whether its files are known to hold some rows twice: a row whose id was there before is dropped and counted.
+        Otherwise it is an error.
     """
 
     spec: type[DatasetSpec]
@@ -101,6 +104,7 @@ class Dataset:
     files: str
     sampled: bool = True
     excluded: str | None = None
+    repeats: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
