@@ -7,8 +7,9 @@ import heapq
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from math import ceil, floor
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from vlm_patching.pairs.candidates import Choice, Dropped, Found, attempt
 from vlm_patching.pairs.collection import Pairs, told
 from vlm_patching.pairs.datasets import DATASETS, PairsSpec, pairs_keys
 from vlm_patching.pairs.datasets.base import Dataset, DatasetSpec, FilesSpec
-from vlm_patching.pairs.pair import Pair
-from vlm_patching.pairs.pictures import Picture, StoredPicture, opened
+from vlm_patching.pairs.pair import Pair, Prompt
+from vlm_patching.pairs.pictures import Picture, Resized, StoredPicture, opened
 from vlm_patching.pairs.reading import BadRow
 from vlm_patching.pairs.vocabulary import Exclusions, Vocabulary, exclusions
 from vlm_patching.validation import Section, explain, parse_json, read_text
@@ -163,7 +164,10 @@ def _counted(spec: DatasetSpec, survey: _Survey, taken: list[tuple[Pair, Found]]
     roles = {pair.id: found.what.role for pair, found in taken if isinstance(found.what, Choice)}
     words = {role: dict(sorted(words.items())) for role, words in survey.words.items()}
     vocabulary = Vocabulary(words, roles, survey.exclusions)
-    return Pairs(tuple(pair for pair, _ in taken), survey.considered, dict(survey.dropped), spec.skips, vocabulary)
+    made = [pair for pair, _ in taken]
+    if isinstance(spec, FilesSpec) and spec.size is not None:
+        made = [_resized(pair, spec.size) for pair in made]
+    return Pairs(tuple(made), survey.considered, dict(survey.dropped), spec.skips, vocabulary)
 
 
 def _pair(found: Found, rank: int) -> Pair:
@@ -172,6 +176,23 @@ def _pair(found: Found, rank: int) -> Pair:
         return found.what.pair(answer_first=rank % 2 == 0)
     assert isinstance(found.what, Pair)
     return found.what
+
+
+def _resized(pair: Pair, size: tuple[int, int]) -> Pair:
+    """A pair whose pictures, and the regions of the first, are brought to a size."""
+    clean, corrupted = (
+        Prompt(tuple(Resized(picture, size) for picture in prompt.images) or None, prompt.text)
+        for prompt in (pair.clean, pair.corrupted)
+    )
+    if not pair.regions:
+        return replace(pair, clean=clean, corrupted=corrupted)
+    width, height = pair.clean.picture().size
+    across, down = size[0] / width, size[1] / height
+    regions = {
+        name: (floor(x0 * across), floor(y0 * down), ceil(x1 * across), ceil(y1 * down))
+        for name, (x0, y0, x1, y1) in pair.regions.items()
+    }
+    return replace(pair, clean=clean, corrupted=corrupted, regions=regions)
 
 
 @dataclass

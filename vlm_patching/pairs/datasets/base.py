@@ -19,6 +19,7 @@ def _as_text(value: Any) -> Any:
 
 FileName = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
 """A file or folder; a relative one begins at the working directory."""
+Side = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class DatasetSpec(Section):
@@ -63,10 +64,14 @@ class FilesSpec(DatasetSpec):
         `skip`: a row that cannot be used (an image that is missing or broken, a wrong value), or a pair that the model
         cannot take (an answer outside of its vocabulary), is left out, and counted by its reason. Where not given, it
         is an error that names file and line, or the pair.
+    size
+        Width and height that every picture is brought to, and the regions with it: models that take pictures as they
+        are cannot exchange those of different sizes. As they are where not given.
     """
 
     path: FileName
     on_error: Literal["skip"] | None = None
+    size: tuple[Side, Side] | None = None
 
     @property
     def skips(self) -> bool:
