@@ -13,13 +13,12 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from vlm_patching.commands import bundle, completion, doctor, init, remote, serve
-from vlm_patching.commands.options import Backend, Changes, Family, Host, Spec, Threads
-from vlm_patching.commands.output import AsJson, show
+from vlm_patching.commands import bundle, completion, doctor, init, pairs, remote, serve
+from vlm_patching.commands.output import AsJson, Backend, Changes, Family, Host, Spec, Threads, parse_changes, show
 from vlm_patching.errors import RunError, SpecError, unknown
 from vlm_patching.validation import parse_yaml
 
@@ -68,7 +67,7 @@ def run(
     import vlm_patching as vp
     from vlm_patching.pairs.collection import told
 
-    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
+    experiment = vp.Experiment.from_spec(spec, parse_changes(changes, family))
     store = output or _store(experiment.name)
     how = vp.Remote(host, jobs, deadline, patience, sandboxed) if backend == "ndif" else None
     with _stoppable(store):
@@ -120,7 +119,7 @@ def evaluate(
     from vlm_patching.commands.evaluate import report
     from vlm_patching.evaluation import write_kept
 
-    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
+    experiment = vp.Experiment.from_spec(spec, parse_changes(changes, family))
     store = output or _store(f"{experiment.name}-evaluated")
     with _stoppable(store):
         ds = vp.evaluate(experiment, backend=backend, host=host, store=store, threads=threads)
@@ -145,7 +144,7 @@ def graph(
 
     if as_json and mermaid:
         raise SpecError("--json and --mermaid are two ways to print a graph; give one.")
-    drawn = vp.Experiment.from_spec(spec, _parse_changes(changes, family)).graph()
+    drawn = vp.Experiment.from_spec(spec, parse_changes(changes, family)).graph()
     print(drawn.to_json() if as_json else drawn.to_mermaid() if mermaid else drawn)
 
 
@@ -161,7 +160,7 @@ def plan(
     import vlm_patching as vp
     from vlm_patching.pipeline import described, loaded
 
-    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
+    experiment = vp.Experiment.from_spec(spec, parse_changes(changes, family))
     model = loaded(None, described(experiment, None), experiment) if calibrate else None
     found = vp.plan(experiment, model=model)
     print(json.dumps(found.to_dict(), indent=2) if as_json else found)
@@ -226,7 +225,7 @@ def diagnose(
     """Say what corruptions do before anything is patched: how often the answer flips, how far activations move."""
     import vlm_patching as vp
 
-    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
+    experiment = vp.Experiment.from_spec(spec, parse_changes(changes, family))
     parsed = [parse_yaml(text, f"--corruption {text!r}") for text in corruptions or []]
     sections = [section if isinstance(section, dict) else {"kind": section} for section in parsed]
     ds = vp.diagnose(experiment, sections or None, threads=threads)
@@ -314,6 +313,7 @@ def datasets(as_json: AsJson = False) -> None:
     show(rows, as_json, ("name", "about", "files", "options"))
 
 
+app.add_typer(pairs.app, name="pairs", rich_help_panel=LOOK)
 app.command(rich_help_panel=LOOK)(doctor.doctor)
 app.command(rich_help_panel=RUN)(remote.jobs)
 app.command("serve-ndif", rich_help_panel=RUN)(serve.serve_ndif)
@@ -334,16 +334,6 @@ def _stoppable(store: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"\nStopped. What is done is in {store}; the same command goes on from there.", file=sys.stderr)
         raise typer.Exit(130) from None
-
-
-def _parse_changes(changes: list[str] | None, family: str | None) -> dict[str, Any]:
-    parsed: dict[str, Any] = {} if family is None else {"model.family": family}
-    for change in changes or []:
-        key, equals, value = change.partition("=")
-        if not equals or not all(key.split(".")):
-            raise SpecError(f"--set {change!r}: KEY.PATH=VALUE is expected, as in --set pairs.n=8.")
-        parsed[key] = parse_yaml(value, f"--set {change!r}: the value")
-    return parsed
 
 
 def main() -> None:

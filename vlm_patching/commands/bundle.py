@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from vlm_patching.commands import completion
-from vlm_patching.commands.options import Backend, Host, Threads
-from vlm_patching.commands.output import AsJson
+from vlm_patching.commands.output import AsJson, Backend, Host, Threads
 
 app = typer.Typer(
     no_args_is_help=True,

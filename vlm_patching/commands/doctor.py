@@ -13,8 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from vlm_patching.commands import completion
-from vlm_patching.commands.options import Backend, Host
-from vlm_patching.commands.output import AsJson, show
+from vlm_patching.commands.output import AsJson, Backend, Host, show
 
 Table = list[dict[str, Any]]
 

@@ -36,7 +36,7 @@ Picture = Image.Image | Path | StoredPicture
 
 @dataclass(frozen=True)
 class Resized(StoredPicture):
-    """Another picture, brought to a size (width, height): pairs whose pictures differ in it cannot be exchanged."""
+    """Another picture, brought to a size (width, height)."""
 
     picture: Picture
     size: tuple[int, int]

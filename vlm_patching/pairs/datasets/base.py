@@ -19,6 +19,7 @@ def _as_text(value: Any) -> Any:
 
 FileName = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
 """A file or folder; a relative one begins at the working directory."""
+Side = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class DatasetSpec(Section):
@@ -60,12 +61,17 @@ class FilesSpec(DatasetSpec):
     path
         The dataset's folder.
     on_error
-        `skip`: a row that cannot be used (an image that is missing or broken, a wrong value) is left out, and counted
-        by its reason. Where not given, it is an error that names file and line.
+        `skip`: a row that cannot be used (an image that is missing or broken, a wrong value), or a pair that the model
+        cannot take (an answer outside of its vocabulary), is left out, and counted by its reason. Where not given, it
+        is an error that names file and line, or the pair.
+    size
+        Width and height that every picture is brought to, and the regions with it: models that take pictures as they
+        are cannot exchange those of different sizes. As they are where not given.
     """
 
     path: FileName
     on_error: Literal["skip"] | None = None
+    size: tuple[Side, Side] | None = None
 
     @property
     def skips(self) -> bool:
@@ -92,6 +98,9 @@ class Dataset:
         Whether the seed chooses n pairs among all. Otherwise they are the first n, in the order in which they come.
     excluded
         Name of the list of words that are too near to be held against each other, where it has one.
+    repeats
+        Whether its files are known to hold some rows twice: a row whose id was there before is dropped and counted.
+        Otherwise it is an error.
     """
 
     spec: type[DatasetSpec]
@@ -100,6 +109,7 @@ class Dataset:
     files: str
     sampled: bool = True
     excluded: str | None = None
+    repeats: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
