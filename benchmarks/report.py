@@ -32,7 +32,7 @@ largest (the median) change of log-probability.
 """
 
 PAIRS = "pairs"
-PAIRS_HEADER = """# Pairs from a dataset's files
+PAIRS_HEADER = """## Pairs from a dataset's files
 
 Written by `python benchmarks/pairs.py`: SVO-Probes' format, generated; some of the rows as pairs, or all of them.
 Wanted are 2,000 rows a second, and memory that does not grow with the rows where some of them are drawn.

@@ -96,7 +96,7 @@ def run(
         print(f"  and {len(reasons) - 5} more; the coordinate `kept` has the reason of each.")
 
 
-@app.command(rich_help_panel=RUN)
+@app.command(rich_help_panel=LOOK)
 def evaluate(
     spec: Spec,
     output: Annotated[

@@ -28,7 +28,7 @@ from vlm_patching.validation import parse_json, parse_yaml
 
 MOST_PAIRS = 8
 """Of a sweep on a page: what a block says is run as it stands, on fewer pairs."""
-_LISTED = re.compile(r" *[\w./*{},-]+(?: \.\.\.| or [\w.]+)*(?:  +.*)?|")
+_LISTED = re.compile(r" *[\w./*{},-]+(?: [\w./*{},-]+)*(?:  +.*)?|")
 """A file or folder, and what it is."""
 ROW = "A row of "
 """Begins the title of a row that is added to one of the package's tables."""
