@@ -52,7 +52,7 @@ class Experiment(Section):
     metrics
         What is measured of every run.
     seed
-        Noise, drawn words and pictures, and which other pair is taken, are derived from it.
+        Noise, and the words and pictures that corruptions draw, are derived from it.
     source
         The publication it follows.
     deviations

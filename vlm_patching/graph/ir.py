@@ -172,7 +172,7 @@ class InterventionGraph:
     keep
         Which examples the swept run is made for.
     seed
-        Noise draws, and which other pair is taken, are derived from it.
+        Noise draws are derived from it, and which cells are checked.
     method
         A name out of `structure.METHODS`.
     estimate
