@@ -176,9 +176,15 @@ def explain(
         Where the first section of a location is of one of several kinds, which one of its own fields names: the names
         of the kinds, which pydantic writes into locations, behind the section's.
     """
-    errors = [item for item in error.errors() if item["type"] != "too_short" or not item["input"]]
+    errors = [item for item in error.errors() if not _follows(item["loc"], item["type"], error)]
     more = [f"And {len(errors) - _MAX_SENTENCES} more."] if len(errors) > _MAX_SENTENCES else []
     return " ".join([*(_sentence(dict(item), keys_at, kinds) for item in errors[:_MAX_SENTENCES]), *more])
+
+
+def _follows(location: tuple[Any, ...], kind: str, error: ValidationError) -> bool:
+    """Whether a list is too short only because entries of it are wrong, which is told already."""
+    inside = (item["loc"] for item in error.errors() if item["loc"][: len(location)] == location)
+    return kind == "too_short" and any(len(each) > len(location) for each in inside)
 
 
 def _sentence(
@@ -214,6 +220,11 @@ def _sentence(
     if kind in _BOUNDS:
         said, bound = _BOUNDS[kind]
         return f"{where} must be {said} {error['ctx'][bound]}, not {shown(value)}."
+    if kind in ("too_short", "too_long") and value:
+        bound = (
+            f"at least {error['ctx']['min_length']}" if kind == "too_short" else f"at most {error['ctx']['max_length']}"
+        )
+        return f"{where} must have {bound} entries, not {len(value)}: {shown(value)}."
     if kind in _KINDS:
         return f"{where} {_KINDS[kind]}, not {shown(value)}."
     return f"{where}: {error['msg']}, not {shown(value)}."

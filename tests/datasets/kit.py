@@ -56,3 +56,33 @@ def many(count: int) -> list[list[Any]]:
         words = f"{subject},touch,{thing}", f"{subject},touch,{other}"
         rows.append(svo_row(i, f"A {subject} touches the {thing}.", *words, "object"))
     return rows
+
+
+def mit_states(folder: Path, counts: dict[str, int]) -> Path:
+    """Folders "adjective noun" of images/, each with so many pictures."""
+    for number, (name, count) in enumerate(counts.items()):
+        (folder / "images" / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            picture(folder / "images" / name / f"{i}.jpg", 10 * number + i)
+    return folder
+
+
+def face(number: int) -> str:
+    """The pixels of a face, as fer2013.csv has them: a ramp from its own grey on."""
+    return " ".join(str((number + i) % 256) for i in range(48 * 48))
+
+
+def fer_table(path: Path, emotions: Sequence[int], usages: Sequence[str] = ()) -> Path:
+    """fer2013.csv, of a face for every number of an emotion."""
+    usage = [usages[i] if i < len(usages) else "Training" for i in range(len(emotions))]
+    rows = [(emotion, face(7 * i), usage[i]) for i, emotion in enumerate(emotions)]
+    return table(path, ("emotion", "pixels", "Usage"), rows)
+
+
+def fer_folders(folder: Path, splits: dict[str, dict[str, int]]) -> Path:
+    """Folders of the emotions' names in folders of splits ("" for none), each with so many pictures."""
+    for split, counts in splits.items():
+        for emotion, count in counts.items():
+            for i in range(count):
+                picture(folder / split / emotion / f"{emotion}_{i}.jpg", len(emotion) + i)
+    return folder

@@ -64,9 +64,17 @@ def plural(noun: str) -> str:
 
 @cache
 def is_plural(noun: str) -> bool:
-    """Whether a noun is one of the plurals that are known without their singular: "people", "men", "pants"."""
+    """Whether a noun stands in the plural, as far as it shows.
+
+    Examples
+    --------
+    >>> [is_plural(noun) for noun in ("people", "shoes", "pants", "glass", "bus", "sheep")]
+    [True, True, True, False, False, False]
+    """
     last = noun.rpartition(" ")[2]
-    return last in words_of("plural_only") or last in _known()["plurals"].values()
+    if last in words_of("plural_only") or last in _known()["plurals"].values():
+        return True
+    return last.endswith("s") and not last.endswith(("ss", "us", "is", "as")) and last not in words_of("singular")
 
 
 @cache

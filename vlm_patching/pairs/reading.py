@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +15,7 @@ import ijson
 from vlm_patching.errors import SpecError, nearest, shown
 from vlm_patching.validation import parse_json
 
+_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -196,6 +199,34 @@ def read_json_by_key(path: Path, under: str = "") -> Iterator[tuple[str, Row | B
     for _, (key, entry) in _Entries(path).all(ijson.kvitems, under):
         where = f"{path}, {under or 'entry'}[{key!r}]"
         yield key, _entry(where, entry)
+
+
+def read_lists(path: Path) -> dict[str, tuple[str, ...]]:
+    """A small table without a header: the first cell of a line → the others of it that are not empty."""
+    return {
+        row[0].strip(): tuple(cell.strip() for cell in row[1:] if cell.strip())
+        for row in csv.reader(_Lines(path))
+        if row
+    }
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders inside a folder, in the order of their names; `SpecError` where there is none of its name."""
+    if not folder.is_dir():
+        raise SpecError(f"{folder} does not exist (in {Path.cwd()}), or is no folder.")
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def image_names(folder: Path) -> tuple[str, ...]:
+    """The names of the pictures in a folder, in order; `SpecError` where there is none of its name."""
+    if not folder.is_dir():
+        raise SpecError(f"{folder} does not exist (in {Path.cwd()}), or is no folder.")
+    return _image_names(folder, folder.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _image_names(folder: Path, changed: int) -> tuple[str, ...]:
+    return tuple(sorted(name for name in os.listdir(folder) if name.lower().endswith(_ENDINGS)))
 
 
 def _entry(where: str, entry: Any) -> Row | BadRow:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from vlm_patching.pairs.datasets import folder, shapes, svo_probes
+from vlm_patching.pairs.datasets import fer2013, folder, mit_states, shapes, svo_probes
 from vlm_patching.pairs.datasets.base import Dataset, DatasetSpec
 
 DATASETS = {
@@ -21,6 +21,14 @@ DATASETS = {
     "svo_probes": Dataset(
         svo_probes.SvoProbes, svo_probes.candidates, svo_probes.ABOUT, svo_probes.FILES, excluded="svo_probes"
     ),
+    "mit_states": Dataset(
+        mit_states.MitStates,
+        mit_states.candidates,
+        mit_states.ABOUT,
+        mit_states.FILES,
+        excluded=mit_states.EXCLUDED,
+    ),
+    "fer2013": Dataset(fer2013.Fer2013, fer2013.candidates, fer2013.ABOUT, fer2013.FILES),
 }
 
 if TYPE_CHECKING:

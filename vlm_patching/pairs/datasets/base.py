@@ -56,8 +56,9 @@ class FilesSpec(DatasetSpec):
     path
         The dataset's folder.
     on_error
-        `skip`: a row that cannot be used (an image that is missing or broken, a wrong value) is left out, and counted
-        by its reason. Where not given, it is an error that names file and line.
+        `skip`: a row that cannot be used (an image that is missing or broken, a wrong value), or a pair that the model
+        cannot take (an answer outside of its vocabulary), is left out, and counted by its reason. Where not given, it
+        is an error that names file and line, or the pair.
     """
 
     path: FileName

@@ -26,11 +26,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from vlm_patching.errors import SpecError
 from vlm_patching.pairs.candidates import Candidate, Choice, Dropped, Found, each
 from vlm_patching.pairs.datasets.base import FilesSpec
 from vlm_patching.pairs.english import article, is_plural, participle, plural, verb_forms, words_of
-from vlm_patching.pairs.reading import Row, read_csv
+from vlm_patching.pairs.reading import Row, image_names, read_csv
 
 ABOUT = "pictures that differ in the subject, the verb or the object of a sentence"
 FILES = "svo_probes.csv (github.com/google-deepmind/svo_probes), images/ID.jpg from its addresses"
@@ -72,11 +71,7 @@ def candidates(spec: SvoProbes) -> Iterator[Found]:
 
 def _images(folder: Path) -> Mapping[str, Path]:
     """Id of an image → its file, whatever its ending."""
-    if not folder.is_dir():
-        raise SpecError(
-            f"{folder} does not exist (in {Path.cwd()}): it holds the images of svo_probes.csv, by their id."
-        )
-    return {file.stem: file for file in folder.iterdir()}
+    return {name.rpartition(".")[0]: folder / name for name in image_names(folder)}
 
 
 def _question(spec: SvoProbes, images: Mapping[str, Path], row: Row) -> Candidate:
