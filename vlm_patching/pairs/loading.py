@@ -18,8 +18,8 @@ from vlm_patching.pairs.candidates import Choice, Dropped, Found
 from vlm_patching.pairs.collection import Pairs, told
 from vlm_patching.pairs.datasets import DATASETS, PairsSpec, pairs_keys
 from vlm_patching.pairs.datasets.base import Dataset, DatasetSpec, FilesSpec
-from vlm_patching.pairs.pair import Pair
-from vlm_patching.pairs.pictures import Picture, StoredPicture, opened
+from vlm_patching.pairs.pair import Pair, Prompt
+from vlm_patching.pairs.pictures import Picture, StoredPicture, files_of, opened
 from vlm_patching.pairs.reading import BadRow
 from vlm_patching.pairs.vocabulary import Exclusions, Vocabulary, exclusions
 from vlm_patching.validation import Section, explain
@@ -205,9 +205,9 @@ class _Survey:
 
     def _fault(self, where: str, what: Pair | Choice, again: bool) -> BadRow | None:
         """What is wrong with a candidate, as far as it can be seen without opening a picture."""
-        for picture in _pictures(what):
-            if isinstance(picture, Path) and not picture.exists():
-                return BadRow(where, NO_FILE, f"image {picture} does not exist")
+        for path in (path for picture in _pictures(what) for path in files_of(picture)):
+            if not path.exists():
+                return BadRow(where, NO_FILE, f"image {path} does not exist")
         if not again:
             return None
         others = self.dataset.candidates(self.spec) if not self.spec.skips else iter(())
@@ -227,9 +227,8 @@ def _key(drawn: tuple[bytes, Found]) -> bytes:
 
 
 def _pictures(what: Pair | Choice) -> tuple[Picture, ...]:
-    if isinstance(what, Choice):
-        return what.clean, what.corrupted
-    return (*what.clean.images, *what.corrupted.images)
+    sides = (side if isinstance(side, Prompt) else Prompt(side, "") for side in (what.clean, what.corrupted))
+    return tuple(picture for prompt in sides for picture in prompt.images)
 
 
 class _Pictures:
