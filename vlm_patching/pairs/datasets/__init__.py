@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from vlm_patching.pairs.datasets import cooco, fer2013, folder, iconqa, mit_states, shapes, svo_probes
+from vlm_patching.pairs.datasets import cooco, fer2013, finecops_ref, folder, iconqa, mit_states, shapes, svo_probes
 from vlm_patching.pairs.datasets.base import Dataset, DatasetSpec
 
 DATASETS = {
@@ -30,6 +30,7 @@ DATASETS = {
     ),
     "fer2013": Dataset(fer2013.Fer2013, fer2013.candidates, fer2013.ABOUT, fer2013.FILES),
     "cooco": Dataset(cooco.Cooco, cooco.candidates, cooco.ABOUT, cooco.FILES, excluded=cooco.EXCLUDED),
+    "finecops_ref": Dataset(finecops_ref.FineCopsRef, finecops_ref.candidates, finecops_ref.ABOUT, finecops_ref.FILES),
     "iconqa": Dataset(iconqa.IconQA, iconqa.candidates, iconqa.ABOUT, iconqa.FILES),
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from vlm_patching.pairs.candidates import Found
 from vlm_patching.validation import Section
@@ -71,6 +71,25 @@ class FilesSpec(DatasetSpec):
     @property
     def folder(self) -> Path:
         return Path(self.path)
+
+
+class YesNoSpec(FilesSpec):
+    """Which pairs, of a dataset whose questions are answered by yes or no.
+
+    Attributes
+    ----------
+    answers
+        What yes and no are called, as the model says them: ["Yes", "No"].
+    """
+
+    answers: tuple[str, str] = ("yes", "no")
+
+    @field_validator("answers")
+    @classmethod
+    def _answers_differ(cls, answers: tuple[str, str]) -> tuple[str, str]:
+        if not all(word.strip() for word in answers) or answers[0].casefold() == answers[1].casefold():
+            raise ValueError("is two words, what yes and what no is called, that differ.")
+        return answers
 
 
 @dataclass(frozen=True)
