@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from vlm_patching.pairs.datasets import cooco, fer2013, finecops_ref, folder, iconqa, mit_states, shapes, svo_probes
+from vlm_patching.pairs.datasets import (
+    cooco,
+    fer2013,
+    finecops_ref,
+    folder,
+    iconqa,
+    mit_states,
+    shapes,
+    svo_probes,
+    visual_jenga,
+)
 from vlm_patching.pairs.datasets.base import Dataset, DatasetSpec
 
 DATASETS = {
@@ -32,6 +42,7 @@ DATASETS = {
     "cooco": Dataset(cooco.Cooco, cooco.candidates, cooco.ABOUT, cooco.FILES, excluded=cooco.EXCLUDED),
     "finecops_ref": Dataset(finecops_ref.FineCopsRef, finecops_ref.candidates, finecops_ref.ABOUT, finecops_ref.FILES),
     "iconqa": Dataset(iconqa.IconQA, iconqa.candidates, iconqa.ABOUT, iconqa.FILES),
+    "visual_jenga": Dataset(visual_jenga.VisualJenga, visual_jenga.candidates, visual_jenga.ABOUT, visual_jenga.FILES),
 }
 
 if TYPE_CHECKING:
