@@ -20,6 +20,7 @@ from vlm_patching.pairs.datasets import (
     iconqa,
     mit_states,
     shapes,
+    shapeworld,
     svo_probes,
     visual_jenga,
 )
@@ -43,6 +44,13 @@ DATASETS = {
     "finecops_ref": Dataset(finecops_ref.FineCopsRef, finecops_ref.candidates, finecops_ref.ABOUT, finecops_ref.FILES),
     "iconqa": Dataset(iconqa.IconQA, iconqa.candidates, iconqa.ABOUT, iconqa.FILES),
     "visual_jenga": Dataset(visual_jenga.VisualJenga, visual_jenga.candidates, visual_jenga.ABOUT, visual_jenga.FILES),
+    "shapeworld": Dataset(
+        shapeworld.ShapeWorld,
+        shapeworld.candidates,
+        shapeworld.ABOUT,
+        shapeworld.FILES,
+        excluded=shapeworld.EXCLUDED,
+    ),
 }
 
 if TYPE_CHECKING:
