@@ -17,6 +17,7 @@ from vlm_patching.pairs.datasets import (
     fer2013,
     finecops_ref,
     folder,
+    hub,
     iconqa,
     mit_states,
     shapes,
@@ -25,6 +26,7 @@ from vlm_patching.pairs.datasets import (
     visual_jenga,
 )
 from vlm_patching.pairs.datasets.base import Dataset, DatasetSpec
+from vlm_patching.validation import Section
 
 DATASETS = {
     "shapes": Dataset(shapes.Shapes, shapes.candidates, shapes.ABOUT, shapes.FILES, sampled=False),
@@ -51,6 +53,7 @@ DATASETS = {
         shapeworld.FILES,
         excluded=shapeworld.EXCLUDED,
     ),
+    "hub": Dataset(hub.Hub, hub.candidates, hub.ABOUT, hub.FILES),
 }
 
 if TYPE_CHECKING:
@@ -61,6 +64,11 @@ else:
 
 
 def pairs_keys(location: Sequence[Any]) -> list[str]:
-    """The keys of a spec's section of pairs, at a location that names the dataset behind the section."""
+    """The keys of a spec's section of pairs, or of one inside it, at a location that names the dataset behind it."""
     named = location[1] if len(location) > 1 and location[1] in DATASETS else None
-    return list((DATASETS[named].spec if named else DatasetSpec).model_fields)
+    section: type[Section] = DATASETS[named].spec if named else DatasetSpec
+    for part in location[2:]:
+        inside = section.model_fields[part].annotation if part in section.model_fields else None
+        if isinstance(inside, type) and issubclass(inside, Section):
+            section = inside
+    return list(section.model_fields)
