@@ -84,10 +84,10 @@ def _on_llava(kind: str, rows: int, arguments: argparse.Namespace) -> Record:
             return vp.run(experiment, model=model, inputs=[problem.pair], checks=False, progress=False, threads=1)
 
         if kind == "forward":
-            return _peak(lambda: naive.logits(module, inputs, use_cache=False), arguments.device)
+            return peak_of(lambda: naive.logits(module, inputs, use_cache=False), arguments.device)
         spec = sweep.spec(folder)
         engine(vp.Experiment.from_dict({**spec, "patch": {**spec["patch"], "layers": [0]}}))  # what is loaded only once
-        return _peak(lambda: engine(vp.Experiment.from_dict(spec)), arguments.device)
+        return peak_of(lambda: engine(vp.Experiment.from_dict(spec)), arguments.device)
 
 
 def _examples(count: int, device: str, dtype: str) -> Record:
@@ -100,11 +100,11 @@ def _examples(count: int, device: str, dtype: str) -> Record:
         return vp.run(experiment, model=model, inputs=pairs[:n], checks=False, progress=False, threads=1)
 
     work(1)
-    found = _peak(lambda: int(work(count).attrs["examples_kept"]), device)
+    found = peak_of(lambda: int(work(count).attrs["examples_kept"]), device)
     return found | {"seconds_per_example": found["seconds"] / count}
 
 
-def _peak(work: Any, device: str) -> Record:
+def peak_of(work: Any, device: str) -> Record:
     """Seconds of some work, memory before it and at its peak, in MiB; what it returns if that is a number."""
     gc.collect()
     before = _begin(device)

@@ -31,6 +31,14 @@ hand), in log-probability and in probability. Weights are random and scaled so t
 largest (the median) change of log-probability.
 """
 
+PAIRS = "pairs"
+PAIRS_HEADER = """# Pairs from a dataset's files
+
+Written by `python benchmarks/pairs.py`: SVO-Probes' format, generated; some of the rows as pairs, or all of them.
+Wanted are 2,000 rows a second, and memory that does not grow with the rows where some of them are drawn.
+
+"""
+
 
 def machine(threads: int, device: str) -> dict[str, str]:
     """What it ran on."""
@@ -62,6 +70,8 @@ def render(folder: Path, order: Sequence[str]) -> str:
     """The page about all records in a folder, machine by machine."""
     records: list[Record] = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     records.sort(key=lambda r: [*order, r["name"]].index(r["name"]))
+    reading = [record for record in records if record["name"] == PAIRS]
+    records = [record for record in records if record["name"] != PAIRS]
     machines: list[dict[str, str]] = []
     for record in records:
         if record["machine"] not in machines:
@@ -71,6 +81,7 @@ def render(folder: Path, order: Sequence[str]) -> str:
         parts.append(_section(one, [record for record in records if record["machine"] == one]))
     if all(one["GPU"] == "none used" for one in machines):
         parts.append(f"## GPU\n\nNo GPU was at hand. Where there is one:\n\n```sh\n{GPU_COMMAND}```\n")
+    parts += [PAIRS_HEADER + _section(record["machine"], [record], "###") for record in reading]
     return "\n".join(parts)
 
 
@@ -81,10 +92,10 @@ def line(record: Record) -> str:
     return " | ".join(_row(record)).replace("**", "")
 
 
-def _section(one: dict[str, str], records: Sequence[Record]) -> str:
+def _section(one: dict[str, str], records: Sequence[Record], level: str = "##") -> str:
     days = sorted({record["date"] for record in records})
     busy = [record["load_average"] for record in records]
-    lines = [f"## {one['processor'].split(',')[0] if one['GPU'] == 'none used' else one['GPU']}", ""]
+    lines = [f"{level} {one['processor'].split(',')[0] if one['GPU'] == 'none used' else one['GPU']}", ""]
     lines += [f"- {name}: {value}" for name, value in one.items()]
     lines += [f"- date: {', '.join(days)}", f"- load average: {min(busy)} to {max(busy)}", ""]
     timed = [record for record in records if "engine" in record]
@@ -112,10 +123,12 @@ COLUMNS = (
 TITLES = {
     "memory": "Peak memory of sweep {about}, each figure in a process of its own, loading left out:",
     "examples": "More examples, preset {about}, each figure in a process of its own:",
+    "pairs": "Each figure in a process of its own:",
 }
 HEADS = {
     "memory": ("what", "before, MiB", "peak, MiB", "added, MiB"),
     "examples": ("examples", "kept", "s", "ms an example", "peak, MiB", "added, MiB"),
+    "pairs": ("pairs", "s", "rows a second", "pairs a second", "peak, MiB", "added, MiB"),
 }
 
 
@@ -179,6 +192,10 @@ def _cells(record: Record) -> list[list[str]]:
     memory = [[_number(row["peak_mib"]), _number(row["added_mib"])] for row in rows]
     if record["name"] == "memory":
         return [[row["what"], _number(row["before_mib"]), *two] for row, two in zip(rows, memory, strict=True)]
+    if record["name"] == PAIRS:
+        rates = [[_number(row["rows_per_second"]), _number(row["kept"] / row["seconds"])] for row in rows]
+        named = [[row["what"], _number(row["seconds"]), *rate] for row, rate in zip(rows, rates, strict=True)]
+        return [[*one, *two] for one, two in zip(named, memory, strict=True)]
     return [
         [
             str(row["examples"]),

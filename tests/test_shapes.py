@@ -14,8 +14,7 @@ from PIL import Image
 
 import vlm_patching as vp
 from vlm_patching.pairs import pairs_digest
-from vlm_patching.pairs.datasets import shapes as dataset
-from vlm_patching.pairs.shapes import KINDS, Scene, Thing, render, sample, sample_scene
+from vlm_patching.pairs.shapes import KINDS, Scene, Thing, kinds, render, sample, sample_scene
 
 KINDS_OF_PAIRS = [kind for kind in KINDS if kind != "count"]
 COLORS = ["red", "green", "blue", "yellow", "purple", "orange", "cyan", "black"]
@@ -74,7 +73,7 @@ def drawn() -> dict[str, list[Drawn]]:
     """Kind of question → pairs with the scene and question that each was made from."""
     last: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dataset, "sample", lambda rng, kind: last.append(sample(rng, kind)) or last[-1])
+        patch.setattr(kinds, "sample", lambda rng, kind: last.append(sample(rng, kind)) or last[-1])
         found: dict[str, list[Drawn]] = defaultdict(list)
         for kind in KINDS_OF_PAIRS:
             for aligned in (True, False):
@@ -349,7 +348,7 @@ def test_a_scene_is_drawn_inside_its_boxes_on_a_plain_ground() -> None:
     ("options", "named"),
     [
         ({"questions": ["colour"]}, "color"),
-        ({"questions": ["count"]}, "count"),
+        ({"questions": ["counting"]}, "count"),
         ({"questions": []}, "empty"),
         ({"question": ["color"]}, "questions"),
         ({"n": 0}, "n must be at least 1"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlm_patching.catalog import presets
     from vlm_patching.diagnosis import diagnose
     from vlm_patching.errors import CheckError, RunError, SpecError
+    from vlm_patching.evaluation import evaluate
     from vlm_patching.experiment import Experiment
     from vlm_patching.forecast import plan
     from vlm_patching.graph import InterventionGraph
@@ -45,6 +46,7 @@ _HOME = {
     "describe_model": "models",
     "diagnose": "diagnosis",
     "effect": "analysis",
+    "evaluate": "evaluation",
     "load_model": "models",
     "load_pairs": "pairs",
     "load_results": "results",
@@ -70,6 +72,7 @@ __all__ = [
     "describe_model",
     "diagnose",
     "effect",
+    "evaluate",
     "load_model",
     "load_pairs",
     "load_results",

@@ -5,18 +5,20 @@ Exit code 0: done; 1: a run that failed (the store keeps what is done); 2: a bad
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from vlm_patching.commands import bundle, doctor, remote, serve
-from vlm_patching.commands.output import AsJson, show
+from vlm_patching.commands import bundle, doctor, pairs, remote, serve
+from vlm_patching.commands.output import AsJson, Changes, Family, Spec, parse_changes, show
 from vlm_patching.errors import RunError, SpecError, unknown
 from vlm_patching.validation import parse_yaml
 
@@ -26,15 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=f"{__doc__}\n--debug, anywhere: show the traceback of an error.",
 )
-
-Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file, or a preset's name.")]
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the spec; may be repeated."),
-]
-Family = Annotated[
-    str | None, typer.Option(metavar="FILE", help="The model's family file, as --set model.family=FILE.")
-]
 
 
 @app.command()
@@ -59,11 +52,10 @@ def run(
     import vlm_patching as vp
     from vlm_patching.pairs.collection import told
 
-    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
-    file_name = re.sub(r"[^\w+-]+", "_", experiment.name)
-    store = output or Path("results") / f"{file_name}.zarr"
+    experiment = vp.Experiment.from_spec(spec, parse_changes(changes, family))
+    store = output or _store(experiment.name)
     how = vp.Remote(host, jobs, deadline, patience, sandboxed) if backend == "ndif" else None
-    try:
+    with _stoppable(store):
         ds = vp.run(
             experiment,
             backend=backend,
@@ -74,9 +66,6 @@ def run(
             checks=checks,
             threads=threads,
         )
-    except KeyboardInterrupt:
-        print(f"\nStopped. What is done is in {store}; the same command goes on from there.", file=sys.stderr)
-        raise typer.Exit(130) from None
     if ds.attrs.get("pairs_considered", ds.sizes["example"]) > ds.sizes["example"]:
         dropped = told(json.loads(ds.attrs["pairs_dropped"]))
         print(f"{ds.sizes['example']} pairs of {ds.attrs['pairs_considered']:,} candidates{dropped}.")
@@ -93,6 +82,40 @@ def run(
 
 
 @app.command()
+def evaluate(
+    spec: Spec,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The store; results/NAME-evaluated.zarr where not given.")
+    ] = None,
+    kept: Annotated[
+        Path | None, typer.Option("--kept", metavar="FILE", help="Write the ids of kept pairs there, for pairs.ids.")
+    ] = None,
+    by: Annotated[str, typer.Option(help="Count by this coordinate of the pairs: task, answer, ...")] = "task",
+    backend: Annotated[str, typer.Option(help="Where the model runs: local, or ndif.")] = "local",
+    host: remote.Host = None,
+    changes: Changes = None,
+    family: Family = None,
+    as_json: AsJson = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one for a small model.")] = None,
+) -> None:
+    """Say how often the model is right on an experiment's pairs, before anything is swept."""
+    import vlm_patching as vp
+    from vlm_patching.commands.evaluate import report
+    from vlm_patching.evaluation import write_kept
+
+    experiment = vp.Experiment.from_spec(spec, parse_changes(changes, family))
+    store = output or _store(f"{experiment.name}-evaluated")
+    with _stoppable(store):
+        ds = vp.evaluate(experiment, backend=backend, host=host, store=store, threads=threads)
+    report(ds, by, as_json)
+    told = [f"{store}: {ds.attrs['examples_kept']} of {ds.sizes['example']} pairs kept."]
+    if kept is not None:
+        write_kept(ds, kept)
+        told.append(f"{kept}: their ids; --set pairs.ids={kept} takes only these.")
+    typer.echo("\n".join(told), err=as_json)
+
+
+@app.command()
 def graph(
     spec: Spec,
     changes: Changes = None,
@@ -105,7 +128,7 @@ def graph(
 
     if as_json and mermaid:
         raise SpecError("--json and --mermaid are two ways to print a graph; give one.")
-    drawn = vp.Experiment.from_spec(spec, _parse_changes(changes, family)).graph()
+    drawn = vp.Experiment.from_spec(spec, parse_changes(changes, family)).graph()
     print(drawn.to_json() if as_json else drawn.to_mermaid() if mermaid else drawn)
 
 
@@ -121,7 +144,7 @@ def plan(
     import vlm_patching as vp
     from vlm_patching.pipeline import described, loaded
 
-    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
+    experiment = vp.Experiment.from_spec(spec, parse_changes(changes, family))
     model = loaded(None, described(experiment, None), experiment) if calibrate else None
     found = vp.plan(experiment, model=model)
     print(json.dumps(found.to_dict(), indent=2) if as_json else found)
@@ -178,7 +201,7 @@ def diagnose(
     """Show what corruptions do: how often the answer flips, the total effects, how far activations move."""
     import vlm_patching as vp
 
-    experiment = vp.Experiment.from_spec(spec, _parse_changes(changes, family))
+    experiment = vp.Experiment.from_spec(spec, parse_changes(changes, family))
     parsed = [parse_yaml(text, f"--corruption {text!r}") for text in corruptions or []]
     sections = [section if isinstance(section, dict) else {"kind": section} for section in parsed]
     ds = vp.diagnose(experiment, sections or None, threads=threads)
@@ -270,17 +293,23 @@ app.command()(remote.jobs)
 app.command()(doctor.doctor)
 app.command("serve-ndif")(serve.serve_ndif)
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(pairs.app, name="pairs")
 app.command()(bundle.replay)
 
 
-def _parse_changes(changes: list[str] | None, family: str | None) -> dict[str, Any]:
-    parsed: dict[str, Any] = {} if family is None else {"model.family": family}
-    for change in changes or []:
-        key, equals, value = change.partition("=")
-        if not equals or not all(key.split(".")):
-            raise SpecError(f"--set {change!r}: KEY.PATH=VALUE is expected, as in --set pairs.n=8.")
-        parsed[key] = parse_yaml(value, f"--set {change!r}: the value")
-    return parsed
+def _store(name: str) -> Path:
+    file_name = re.sub(r"[^\w+-]+", "_", name)
+    return Path("results") / f"{file_name}.zarr"
+
+
+@contextlib.contextmanager
+def _stoppable(store: Path) -> Iterator[None]:
+    """A run that the user may interrupt."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nStopped. What is done is in {store}; the same command goes on from there.", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def main() -> None:

@@ -137,7 +137,7 @@ def _check_same_layout(clean: Encoding, other: Encoding) -> None:
             alike = " in other rows and columns" if len(here) == len(there) else ""
             raise SpecError(
                 f"the clean image becomes {len(here)} positions and the corrupted one {len(there)}{alike}, as they "
-                f"differ in size ({sizes[0]} and {sizes[1]}): bring them to one size",
+                f"differ in size ({sizes[0]} and {sizes[1]}): bring them to one size (pairs.size)",
                 "its images become different positions",
             )
 

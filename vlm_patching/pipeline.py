@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import xarray as xr
@@ -97,17 +97,9 @@ def run(
     --------
     >>> ds = run("palit2023", store="palit2023.zarr")  # doctest: +SKIP
     """
-    if backend not in BACKENDS:
-        raise unknown("backend", backend, BACKENDS)
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    if backend == "local" and (host is not None or remote is not None):
-        raise SpecError("host and remote are of the backend 'ndif'; this run is local.")
-    remote = remote or Remote()
-    remote = remote if host is None else replace(remote, host=host)
-    for name, number in (("batch_rows", batch_rows), ("threads", threads)):
-        if number is not None and number < 1:
-            raise SpecError(f"{name} must be at least 1, not {number}.")
+    place = where(backend, host, remote, batch_rows, threads)
     if isinstance(what, str | Path):
         what = Experiment.from_spec(what)
     if not isinstance(what, Experiment | InterventionGraph):
@@ -122,6 +114,45 @@ def run(
     else:
         graph = what
         check_graph(graph, description.architecture)
+    return execute(graph, experiment, description, model, inputs, place, store, engine, checks, progress)
+
+
+@dataclass(frozen=True)
+class Where:
+    """On which backend something runs, and how; as `run` takes it."""
+
+    backend: str
+    remote: Remote
+    batch_rows: int | None
+    threads: int | None
+
+
+def where(backend: str, host: str | None, remote: Remote | None, batch_rows: int | None, threads: int | None) -> Where:
+    """What was asked for, if it can be had."""
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    if backend == "local" and (host is not None or remote is not None):
+        raise SpecError("host and remote are of the backend 'ndif'; this run is local.")
+    remote = remote or Remote()
+    for name, number in (("batch_rows", batch_rows), ("threads", threads)):
+        if number is not None and number < 1:
+            raise SpecError(f"{name} must be at least 1, not {number}.")
+    return Where(backend, remote if host is None else replace(remote, host=host), batch_rows, threads)
+
+
+def execute(
+    graph: InterventionGraph,
+    experiment: Experiment | None,
+    description: ModelDescription,
+    model: Model | ModelDescription | str | None,
+    inputs: Sequence[Pair] | None,
+    place: Where,
+    store: str | Path | None,
+    engine: str,
+    checks: bool,
+    progress: bool,
+) -> xr.Dataset:
+    """Run a graph that the model has been found to take."""
     pairs = pairs_of(experiment, inputs)
     if experiment:
         pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
@@ -133,16 +164,16 @@ def run(
     blank.attrs = planned_attributes(experiment, graph, description, prepared.pairs)
     results = ZarrStore(store, blank) if store is not None else MemoryStore(blank)
     finished = all(results.done()) and "examples_kept" in results.attributes
-    if finished and backend != "local":
+    if finished and place.backend != "local":
         return results.load()
-    ready = _backend(backend, model, description, experiment, graph, results, remote)
+    ready = _backend(place.backend, model, description, experiment, graph, results, place.remote)
     if store is not None:
         check_same_model(store, results.attributes, ready.attributes())
     if finished:
         return results.load()
     results.annotate(ready.attributes())
-    with ready.running(threads):
-        settings = NAIVE if engine == "naive" else ready.settings(batch_rows)
+    with ready.running(place.threads):
+        settings = NAIVE if engine == "naive" else ready.settings(place.batch_rows)
         return sweep(prepared, ready, blank, results, settings, checks, progress)
 
 

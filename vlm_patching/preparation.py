@@ -174,7 +174,7 @@ def _check_positions(graph: InterventionGraph, architecture: Architecture, pair:
             if graph.method == "attention":
                 keys_of(graph, architecture, site, pair)
         where = ""
-        if not cells_of(graph, architecture, pair):
+        if graph.method != "evaluate" and not cells_of(graph, architecture, pair):
             alone = "" if pair.pair.clean.images else ", or none of the layers runs without an image"
             raise SpecError(f"none of the positions is in both the clean and the corrupted prompt{alone}")
     except SpecError as error:

@@ -93,7 +93,7 @@ def sweep(
         results.annotate({"noise_std": shared.noise_std})
     written = results.done()
     todo = [i for i, done in enumerate(written) if not done]
-    unchecked = checks and "checks" not in attributes
+    unchecked = checks and "checks" not in attributes and graph.method != "evaluate"
     groups = [
         group for group in groups_of(graph, architecture, encoded, settings) if not all(written[i] for i in group)
     ]
@@ -101,7 +101,7 @@ def sweep(
     results.annotate({"plan": json.dumps(planned(graph, architecture, encoded, settings))})
     spent = float(attributes.get("wall_seconds", 0.0))
 
-    @lru_cache(maxsize=max(map(len, groups), default=1))  # what has just been run is what is written next
+    @lru_cache(maxsize=2 * max(map(len, groups), default=1))  # what was just run, and what is made meanwhile
     def job_of(example: int) -> Job:
         return Job(graph, architecture, prepared.encode(example), shared)
 
@@ -115,8 +115,9 @@ def sweep(
     )
     parts, failed, done = Parts(), dict[int, str](), 0
     every = 0.1 if sys.stderr.isatty() else 10  # a log wants a line now and then
-    total = sum(len(cells[i]) for i in todo)
-    with tqdm(total=total, unit="cell", desc=graph.name, disable=not progress, mininterval=every) as bar:
+    counted = {i: len(cells[i]) if graph.method != "evaluate" else 1 for i in todo}
+    unit = "cell" if graph.method != "evaluate" else "pair"
+    with tqdm(total=sum(counted.values()), unit=unit, desc=graph.name, disable=not progress, mininterval=every) as bar:
 
         def say(state: str) -> None:
             bar.set_postfix_str(", ".join(filter(None, [f"example {done}/{len(todo)}", state])), refresh=bool(state))
@@ -151,7 +152,7 @@ def sweep(
             results.annotate({"wall_seconds": round(spent + time.monotonic() - start, 3)})
             done += 1
             say("")
-            bar.update(len(cells[i]))
+            bar.update(counted[i])
     if failed:
         raise RunError(_failures(prepared, failed, len(todo)))
     loaded = results.load()

@@ -176,15 +176,12 @@ def explain(
         Where the first section of a location is of one of several kinds, which one of its own fields names: the names
         of the kinds, which pydantic writes into locations, behind the section's.
     """
-    errors = [item for item in error.errors() if not _follows(item["loc"], item["type"], error)]
+    found = error.errors()
+    inside = {item["loc"][:length] for item in found for length in range(len(item["loc"]))}
+    # a list whose entries are wrong is called too short as well
+    errors = [item for item in found if item["type"] != "too_short" or item["loc"] not in inside]
     more = [f"And {len(errors) - _MAX_SENTENCES} more."] if len(errors) > _MAX_SENTENCES else []
     return " ".join([*(_sentence(dict(item), keys_at, kinds) for item in errors[:_MAX_SENTENCES]), *more])
-
-
-def _follows(location: tuple[Any, ...], kind: str, error: ValidationError) -> bool:
-    """Whether a list is too short only because entries of it are wrong, which is told already."""
-    inside = (item["loc"] for item in error.errors() if item["loc"][: len(location)] == location)
-    return kind == "too_short" and any(len(each) > len(location) for each in inside)
 
 
 def _sentence(

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import vlm_patching as vp
 from tests.datasets.kit import SVO, many, picture, svo_probes, svo_row, table
-from tests.refusals import BLIP, changed, refusal, says
+from tests.families import all_known
+from tests.refusals import BLIP, RECORD, changed, folder_of, refusal, says
 from tests.test_cli import Command, command  # noqa: F401 - a fixture
 from vlm_patching.bundle import opened
 from vlm_patching.pairs import Pairs, loading
@@ -245,3 +247,34 @@ def test_a_run_says_how_many_candidates_there_were(mixed: Path, command: Command
     said = command("run", str(mixed / "spec.yaml"), "-o", str(mixed / "a.zarr"))
     assert said.code == 0, said.err
     says(said.out, "3 pairs of 6 candidates; dropped: error: the model's vocabulary lacks the answer (2), ")
+
+
+# One size for all
+
+
+def test_pictures_and_regions_are_brought_to_the_size_that_is_asked_for(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "mypairs", RECORD)
+    picture(folder / "red.png", 3)  # 32 × 32; the other is 96 × 96
+    record = changed(RECORD, {"regions": {"object": [1, 2, 31, 30]}})
+    (folder / "pairs.jsonl").write_text(json.dumps(record))
+    (pair,) = vp.load_pairs("folder", path=folder, size=[64, 16])
+    assert {p.size for prompt in (pair.clean, pair.corrupted) for p in prompt.pictures()} == {(64, 16)}
+    assert pair.regions == {"object": (2, 1, 62, 15)}
+    assert vp.load_pairs("folder", path=folder)[0].clean.picture().size == (32, 32)
+    says(refusal(lambda: vp.load_pairs("folder", path=folder, size=[64])), "pairs.size")
+    says(refusal(lambda: vp.load_pairs("folder", path=folder, size=[64, 0])), "pairs.size", "at least 1", "0")
+
+
+def test_pictures_of_different_sizes_run_once_they_are_of_one(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model = tmp_path_factory.mktemp("qwen2_vl")
+    all_known()["qwen2_vl"].build(model)
+    folder = folder_of(tmp_path / "mypairs", changed(RECORD, {"corrupted.text": RECORD["clean"]["text"]}))
+    Image.new("RGB", (160, 80), "red").save(folder / "red.png")
+    pairs = {"dataset": "folder", "path": str(folder), "keep": "all"}
+    patch = {"sites": ["language.resid_post"], "layers": [0], "positions": ["last"]}
+    spec = changed(BLIP, {"model.name": str(model), "pairs": pairs, "patch": patch})
+    says(refusal(lambda: vp.run(vp.Experiment.from_dict(spec), progress=False)), "differ in size", "pairs.size")
+    ds = vp.run(vp.Experiment.from_dict(changed(spec, {"pairs.size": [80, 80]})), progress=False)
+    assert ds.sizes["example"] == 1

@@ -22,7 +22,8 @@ def test_a_picture_that_lies_on_its_side_is_put_upright_as_its_exif_says(tmp_pat
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     upright.rotate(90, expand=True).save(tmp_path / "a.png", exif=exif)
-    assert Image.open(tmp_path / "a.png").size == (40, 20)
+    with Image.open(tmp_path / "a.png") as lying:
+        assert lying.size == (40, 20)
     assert np.array_equal(opened(tmp_path / "a.png"), upright)
 
 

@@ -280,7 +280,7 @@ def _same_positions(found: StackPositions, wanted: list[tuple[int, kit.Patch]], 
 
 
 def test_everything_that_is_reused_changes_nothing(tried: Tried) -> None:
-    """Windows, a span, all image positions together, noise: the fast engine is one forward pass a cell."""
+    """Windows, a span, all image positions together, noise, upper layers of image encoders: one forward pass a cell."""
     text = tried.model.description.architecture.text_stack
     positions = ["subject", "question", "last", *(["image"] if "image" in tried.encoded.positions[text].groups else [])]
     sections: list[dict[str, Any]] = [
@@ -295,6 +295,9 @@ def test_everything_that_is_reused_changes_nothing(tried: Tried) -> None:
                 "patch": {"sites": [f"{text}.resid_post"], "positions": ["subject", "last"]},
             }
         )
+    for stack in [s for s in tried.model.description.architecture.stacks if s.name in IMAGE_STACKS]:
+        upper = {"sites": [f"{stack.name}.resid_pre"], "layers": [stack.last_layer]}
+        sections.append({"patch": upper | {"positions": [0, "image"]}})
     for section in sections:
         fast, naive = tried.run(section), tried.run(section, engine="naive")
         assert set(fast.data_vars) == set(naive.data_vars)

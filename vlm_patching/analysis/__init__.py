@@ -1,5 +1,6 @@
 """From metrics to findings: effects, their uncertainty, thresholds, universal heads, agreement of maps."""
 
+from vlm_patching.analysis.accuracy import accuracy
 from vlm_patching.analysis.agreement import agreement
 from vlm_patching.analysis.attention import above_mean, head_functions
 from vlm_patching.analysis.effects import effect, metrics_of, total_effect
@@ -11,6 +12,7 @@ from vlm_patching.analysis.uncertainty import bootstrap, split_half
 
 __all__ = [
     "above_mean",
+    "accuracy",
     "against_placebo",
     "agreement",
     "benjamini_hochberg",

@@ -10,7 +10,7 @@ from vlm_patching.metrics import METRICS
 LEAST_TOTAL_EFFECT = {name: row["least"] for name, row in METRICS.items()}
 """Total effects nearer to zero than this are not divided by: the normalised effect is NaN there."""
 
-METHODS = ("patch", "path", "knockout", "ablate", "steer", "lens", "attention")
+METHODS = ("patch", "path", "knockout", "ablate", "steer", "lens", "attention", "evaluate")
 """What `attrs["method"]` of a dataset may be; `patch` where there is none."""
 
 REMOVING = ("knockout", "ablate")
@@ -21,6 +21,8 @@ _ONLY_READ = {
     "draws it.",
     "attention": "Reading attention changes nothing in the model, so it has no effect: analysis.head_functions says "
     "what the heads attend to, and plot.image draws it.",
+    "evaluate": "An evaluation changes nothing in the model, so it has no effect: analysis.accuracy says how often "
+    "it is right.",
 }
 
 
@@ -44,9 +46,9 @@ def metrics_of(ds: xr.Dataset) -> list[str]:
 
 
 def check_metric(ds: xr.Dataset, metric: str) -> None:
-    """Refuse a metric that the dataset lacks, and a dataset of attention, which has none."""
-    if method_of(ds) == "attention":
-        raise SpecError(_ONLY_READ["attention"])
+    """Refuse a metric that the dataset lacks, and a dataset of attention or of an evaluation, which sweep none."""
+    if method_of(ds) in ("attention", "evaluate"):
+        raise SpecError(_ONLY_READ[method_of(ds)])
     if metric not in metrics_of(ds):
         raise unknown("metric in this dataset", metric, metrics_of(ds))
 
@@ -100,8 +102,8 @@ def effect(
     Raises
     ------
     SpecError
-        A metric that the dataset lacks, a lens or attention, which change nothing, a negative threshold, or `normalize`
-        where there is no total effect to divide by.
+        A metric that the dataset lacks, a lens, attention or an evaluation, which change nothing, a negative threshold,
+        or `normalize` where there is no total effect to divide by.
 
     Notes
     -----

@@ -24,8 +24,9 @@ from vlm_patching.models import IMAGE_STACKS, Stack, Tap
 if TYPE_CHECKING:
     from vlm_patching.backends.plan import Job, Settings
 
-FEW_ROWS = 16
-"""A pass of fewer rows costs hardly less than one of as many, so layers are put together."""
+FEW_ROWS, FEW_POSITIONS = 16, 256
+"""A pass of fewer rows, and fewer positions in all of them, costs hardly less than one of as many, so layers are put
+together."""
 AFTER_ATTENTION = ("attn_context", "attn_out", "mlp_neuron", "mlp_out", "resid_post")
 
 
@@ -119,14 +120,16 @@ def _filled(job: Job, run: Run, items: Sequence[Planned]) -> dict[str, Any]:
 
 def _row_batches(items: Sequence[Planned], run: str, job: Job, settings: Settings) -> Iterator[list[Planned]]:
     """Cells that start at one layer together, or at several where those of one are few, as many as fit."""
-    rows = job.rows_per_pass(settings, any(item.stacks & {*IMAGE_STACKS} for item in items))
+    of_image = any(item.stacks & {*IMAGE_STACKS} for item in items)
+    rows = job.rows_per_pass(settings, of_image)
+    few = min(rows, FEW_ROWS, 1 + FEW_POSITIONS // job.positions_per_row(of_image))
     together: dict[Any, list[Planned]] = {}
     for item in sorted(items, key=lambda item: item.first[run]) if settings.layers else items:
         together.setdefault(item.first[run] if settings.layers else None, []).append(item)
     batch: list[Planned] = []
     for members in together.values():
         batch += members
-        while len(batch) >= min(rows, FEW_ROWS):
+        while len(batch) >= few:
             yield batch[:rows]
             batch = batch[rows:]
     if batch:
@@ -139,18 +142,15 @@ def _rows(job: Job, run: Run, items: Sequence[Planned], settings: Settings) -> d
     base = job.graph.run(job.graph.base)
     items = sorted(items, key=lambda item: row_of(base, item.cell.draw))
     spots = {item.number: Spot(row) for row, item in enumerate(items)}
-    held_sites = [edit.at.site for edit in run.edits if edit.kind == "hold"]
-    of_image = {site.split(".")[0] for site in held_sites}.union(*[item.stacks for item in items]) & {*IMAGE_STACKS}
+    of_image = any(item.stacks & {*IMAGE_STACKS} for item in items)
     first = min(item.first[run.name] for item in items) if settings.layers else (0, 0)
-    if of_image:
-        first = (0, 0)
     draws = [item.cell.draw for item in items]
     index = torch.tensor([row_of(base, draw) for draw in draws])
     operations = changed(items, run, spots, spots, needs) + reads(job, run)
     operations += held(job, run, needs, first, index, None)
     keeps: dict[str, Tap] = {}
     changed_at = {operation["path"] for operation in operations if operation["do"] != "read"}
-    skipped, passed = _passed(job, first, index, changed_at, needs, keeps, settings)
+    skipped, passed = _passed(job, first, index, changed_at, needs, keeps, settings, of_image)
     reuses = settings.reuse_image and job.has_image and not of_image
     noise = job.noise(run, draws)
     if noise is not None and noise["site"] == "token_embeds" and passed:
@@ -164,7 +164,7 @@ def _rows(job: Job, run: Run, items: Sequence[Planned], settings: Settings) -> d
         reuses_image=reuses,
         measured=run.name != "sender",
         needs=needs,
-        most=job.rows_per_pass(settings, bool(of_image)),
+        most=job.rows_per_pass(settings, of_image),
         keeps=keeps,
         cells=torch.tensor([item.number for item in items]),
     )
@@ -178,6 +178,7 @@ def _passed(
     needs: Needs,
     keeps: dict[str, Tap],
     settings: Settings,
+    of_image: bool,
 ) -> tuple[list[dict[str, Any]], bool]:
     """What need not run again before the first change, row by base row; and whether the text encoder is among it.
 
@@ -202,7 +203,8 @@ def _passed(
             operations.append(whole)
             encoder_passed = True
             continue
-        start = layer if here == ordinal and stack.skips else 0
+        start = layer if here == ordinal else stack.layers if here < ordinal and of_image else 0
+        start = start if stack.skips else 0
         below = [number for number in range(start) if stack.has("resid_post", number)]
         for number in below:
             skip(stack.taps["resid_post"], number, below[-1])

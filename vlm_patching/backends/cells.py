@@ -159,6 +159,8 @@ def keys_of(graph: InterventionGraph, architecture: Architecture, site: str, pai
 
 def cells_of(graph: InterventionGraph, architecture: Architecture, pair: EncodedPair) -> list[Cell]:
     """Every cell of the sweep that exists in this example, in the order of the dimensions."""
+    if graph.method == "evaluate":
+        return []
     place, cells, architecture = swept_place(graph), [], architecture.on(len(pair.pair.clean.images))
     layers, widths = values_of(graph, "layer", place.layer), values_of(graph, "window", place.window)
     for site in sites_of(graph):

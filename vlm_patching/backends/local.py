@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 import nnsight
@@ -56,13 +58,22 @@ class LocalBackend:
         return found
 
     def stream(self, queue: deque[Piece], say: Callable[[str], None]) -> Iterator[tuple[Piece, Outcome]]:
+        """While pieces run, the programs of those that come next are made, and their pictures read."""
+        with making_programs() as ahead:
+            yield from self._stream(queue, ahead)
+
+    def _stream(self, queue: deque[Piece], ahead: ThreadPoolExecutor) -> Iterator[tuple[Piece, Outcome]]:
+        begun: list[tuple[Piece, Future[dict[str, Any]]]] = []
         while queue:
-            pieces = [queue.popleft()]
-            while queue and queue[0].group is not None and queue[0].group == pieces[0].group:
-                pieces.append(queue.popleft())
+            pieces = first_of(queue)
+            for _ in pieces:
+                queue.popleft()
+            known = {id(piece): program for piece, program in begun}
+            made = [known.get(id(piece)) or ahead.submit(piece.program) for piece in pieces]
+            begun = [(piece, ahead.submit(piece.program)) for piece in first_of(queue)]
             outcomes: Sequence[Outcome]
             try:
-                outcomes = self.execute([piece.program() for piece in pieces])
+                outcomes = self.execute([program.result() for program in made])
             except torch.OutOfMemoryError as error:
                 if len(pieces) > 1:  # what is too much for several may suffice for one
                     apart = [replace(piece, group=None) for piece in [*pieces, *queue]]
@@ -82,3 +93,22 @@ class LocalBackend:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def first_of(queue: Iterable[Piece]) -> list[Piece]:
+    """The pieces that are run next: those of one group at the head of the queue."""
+    first = next(iter(queue), None)
+    if first is None or first.group is None:
+        return [] if first is None else [first]
+    return list(takewhile(lambda piece: piece.group == first.group, queue))
+
+
+@contextlib.contextmanager
+def making_programs() -> Iterator[ThreadPoolExecutor]:
+    """A thread beside the model's; what it has not begun when the run ends, it leaves."""
+    threads = torch.get_num_threads()  # OpenMP gives a new thread its own number of them
+    ahead = ThreadPoolExecutor(1, "programs", torch.set_num_threads, (threads,))
+    try:
+        yield ahead
+    finally:
+        ahead.shutdown(cancel_futures=True)

@@ -231,6 +231,9 @@ class Job:
     def rows_per_pass(self, settings: Settings, in_vision: bool = True) -> int:
         return rows_per_pass(self.architecture, self.pair, settings, in_vision)
 
+    def positions_per_row(self, in_vision: bool = True) -> int:
+        return positions_per_row(self.architecture, self.pair, in_vision)
+
     def _base(self, run: Run, sweeps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A base run, which reads whatever the sweeps take from it."""
         image, name = self.architecture.image, run.name
@@ -293,10 +296,16 @@ def rows_per_pass(architecture: Architecture, pair: EncodedPair, settings: Setti
     """Rows a forward pass, so that its widest activations stay within the budget; with images, or without."""
     if settings.rows:
         return settings.rows
-    keys = max(len(stack.positions) for stack in pair.positions.values())
-    queries = keys if in_vision else len(pair.positions[architecture.text_stack].positions)
+    keys, queries = (positions_per_row(architecture, pair, whole) for whole in (True, in_vision))
     heads = max(stack.heads for stack in architecture.stacks)
     return max(1, min(MOST_ROWS, settings.budget // (4 * queries * max(keys * heads, 4096))))
+
+
+def positions_per_row(architecture: Architecture, pair: EncodedPair, in_vision: bool = True) -> int:
+    """Positions of the longest sequence, with images; of the text stack's own, without."""
+    if not in_vision:
+        return len(pair.positions[architecture.text_stack].positions)
+    return max(len(stack.positions) for stack in pair.positions.values())
 
 
 def examples_together(
@@ -305,7 +314,7 @@ def examples_together(
     """How many examples of one shape may share passes: as many as fill a base run; 1 where none are joined."""
     if not settings.join or not architecture.joins or graph.estimate != "exact":
         return 1
-    rows, positions = draws_of(graph), max(len(stack.positions) for stack in pair.positions.values())
+    rows, positions = draws_of(graph), positions_per_row(architecture, pair)
     most = min(TOGETHER, TOGETHER * settings.tokens // (rows * positions))
     return max(1, most if settings.rows is None else min(most, settings.rows // rows))
 

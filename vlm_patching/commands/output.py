@@ -1,4 +1,4 @@
-"""Tables on the terminal, or the same as JSON."""
+"""What commands share: a spec and its changes as arguments; tables on the terminal, or the same as JSON."""
 
 from __future__ import annotations
 
@@ -9,8 +9,31 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from vlm_patching.errors import SpecError
+from vlm_patching.validation import parse_yaml
+
+Spec = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file, or a preset's name.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a value of the spec; may be repeated."),
+]
+Family = Annotated[
+    str | None, typer.Option(metavar="FILE", help="The model's family file, as --set model.family=FILE.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def parse_changes(changes: list[str] | None, family: str | None) -> dict[str, Any]:
+    """Dotted keys of a spec → the values that replace what stands there."""
+    parsed: dict[str, Any] = {} if family is None else {"model.family": family}
+    for change in changes or []:
+        key, equals, value = change.partition("=")
+        if not equals or not all(key.split(".")):
+            raise SpecError(f"--set {change!r}: KEY.PATH=VALUE is expected, as in --set pairs.n=8.")
+        parsed[key] = parse_yaml(value, f"--set {change!r}: the value")
+    return parsed
 
 
 def show(rows: list[dict[str, Any]], as_json: bool, columns: tuple[str, ...]) -> None:
@@ -20,5 +43,5 @@ def show(rows: list[dict[str, Any]], as_json: bool, columns: tuple[str, ...]) ->
         return
     table = Table(*columns, box=None, header_style="bold")
     for row in rows:
-        table.add_row(*(str(row[column]) for column in columns))
+        table.add_row(*(Text(str(row[column])) for column in columns))
     Console(width=None if sys.stdout.isatty() else 200).print(table)

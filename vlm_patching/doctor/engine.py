@@ -42,9 +42,8 @@ def _layers(architecture: Architecture) -> tuple[bool, str]:
     off = [stack.name for stack in architecture.stacks if not stack.skips]
     on = [stack.name for stack in architecture.stacks if stack.skips]
     why = f"in {', '.join(on)}" if on else ""
-    return bool(on), "; ".join(
-        filter(None, [why, f"off in {', '.join(off)}: `skips: false` in the file" if off else ""])
-    )
+    why_not = f"off in {', '.join(off)}: `skips: false` in the file, or more than its last layer is read" if off else ""
+    return bool(on), "; ".join(filter(None, [why, why_not]))
 
 
 def _packed(architecture: Architecture, attn_implementation: str | None) -> tuple[bool, str]:

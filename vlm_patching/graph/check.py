@@ -24,6 +24,8 @@ def check_graph(graph: InterventionGraph, architecture: Architecture, section: s
     SpecError
         Naming the site, layer, head, window or edges, and what there is.
     """
+    if graph.method == "evaluate":
+        return
     field = f"{section}." if section else ""
     sites, place = sites_of(graph), swept_place(graph)
     if graph.method in ("knockout", "attention"):

@@ -135,7 +135,8 @@ class InterventionGraph:
     Attributes
     ----------
     runs
-        `clean` first, the swept run last; which others there are is the method's (`structure.METHODS`).
+        `clean` first, the swept run last; which others there are is the method's (`structure.METHODS`). `evaluate` has
+        no swept run: it only measures.
     direction
         `denoise` where the swept run starts from the corrupted run, `noise` where from the clean one.
     keep
@@ -250,7 +251,9 @@ def parts(site: str) -> tuple[str, ...]:
 
 
 def sites_of(graph: InterventionGraph) -> tuple[str, ...]:
-    """The sites a graph sweeps."""
+    """The sites a graph sweeps; none where nothing is swept."""
+    if graph.method == "evaluate":
+        return ()
     return tuple(map(str, values_of(graph, "site", swept_place(graph).site)))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vlm_patching.errors import SpecError
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph.check import check_graph
 from vlm_patching.graph.ir import Dimension, Edit, InterventionGraph, Place, Read, Run, parts
-from vlm_patching.graph.structure import FILE
+from vlm_patching.graph.structure import FILE, METHODS
 from vlm_patching.models.architecture import HEAD_COMPONENTS, IMAGE_STACKS, Architecture, Stack
 from vlm_patching.pairs import CORRUPTED_INPUT
 from vlm_patching.sections import CorruptionSpec
@@ -43,6 +44,23 @@ def lower(experiment: Experiment, architecture: Architecture) -> InterventionGra
         raise SpecError(f"{experiment.method}.{error}") from error
     check_graph(graph, architecture, section=experiment.method)
     return graph
+
+
+def evaluation(graph: InterventionGraph) -> InterventionGraph:
+    """A graph's clean run and, where it has one, its corrupted run, with nothing read and nothing swept."""
+    runs = [replace(run, reads=()) for run in graph.runs if run.name in METHODS["evaluate"].names]
+    draws = [dimension for dimension in graph.dimensions if dimension.name == "draw"]
+    keep = "clean_correct" if graph.keep == "all" else graph.keep
+    return InterventionGraph(
+        name=graph.name,
+        runs=tuple(runs),
+        dimensions=tuple(draws),
+        metrics=graph.metrics,
+        direction="noise",
+        keep=keep,
+        seed=graph.seed,
+        method="evaluate",
+    )
 
 
 class _SectionError(Exception):

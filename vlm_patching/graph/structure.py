@@ -30,6 +30,11 @@ class Method:
     runs: tuple[str, ...]
     edits: tuple[str, ...]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all its runs, in their order."""
+        return tuple(name.strip("[]") for name in self.runs)
+
 
 METHODS = {
     "patch": Method(("clean", "corrupted", "[other]", "[placebo]", "patched"), ("replace",)),
@@ -39,6 +44,7 @@ METHODS = {
     "steer": Method(("clean", "[corrupted]", "steered"), ("add",)),
     "lens": Method(("clean", "lens"), ()),
     "attention": Method(("clean", "attention"), ()),
+    "evaluate": Method(("clean", "[corrupted]"), ()),
 }
 MAX_EDITS = 500
 """Of one run, and reads."""
@@ -83,7 +89,7 @@ def _check_names(graph: InterventionGraph) -> None:
     if graph.method not in METHODS:
         raise unknown("method", graph.method, METHODS)
     names, wanted = tuple(run.name for run in graph.runs), METHODS[graph.method].runs
-    allowed = [name.strip("[]") for name in wanted]
+    allowed = METHODS[graph.method].names
     needed = [name for name in wanted if not name.startswith("[")]
     ordered = sorted(names, key=lambda name: allowed.index(name) if name in allowed else -1)
     if list(names) != ordered or len(set(names)) < len(names) or not set(needed) <= set(names) <= set(allowed):

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from vlm_patching.errors import SpecError
+from vlm_patching.models.architecture import IMAGE_STACKS
 from vlm_patching.models.blank import class_name, class_of, meta_module
 from vlm_patching.models.families.values import value_at
 from vlm_patching.models.families.writing import written
@@ -135,7 +136,9 @@ class Proposal:
             if found is None:
                 self.doubts[*where, key] = "the configuration does not seem to say it"
         if tower.name == "vision" and hasattr(self.config, "vision_feature_layer"):
-            says |= {"hidden_state": "vision_feature_layer", "skips": False}
+            says["hidden_state"] = "vision_feature_layer"
+        if tower.name in IMAGE_STACKS:
+            says["skips"] = False  # what else reads its layers, their modules do not say
         tower.causal = tower.name in ("language", "answer_decoder") and not self.both_ways
         for key, crosses in (("attention", False), ("cross_attention", True)):
             name = next((name for name in tower.blocks if bool(CROSS.search(name)) == crosses), None)

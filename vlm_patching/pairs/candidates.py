@@ -9,6 +9,7 @@ import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 from vlm_patching.errors import SpecError
 from vlm_patching.pairs.pair import Box, Pair, Prompt, Span
@@ -104,6 +105,7 @@ class Choice:
 
 
 Candidate = Pair | Choice | Dropped
+Made = TypeVar("Made", bound=Candidate)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def each(rows: Iterable[Row | BadRow], make: Callable[[Row], Candidate]) -> Iter
             yield Found(row.where, attempt(partial(make, row), row.where))
 
 
-def attempt(make: Callable[[], Candidate], where: str) -> Candidate | BadRow:
+def attempt(make: Callable[[], Made], where: str) -> Made | BadRow:
     """What a function makes, or the error of the row that it is about."""
     try:
         return make()

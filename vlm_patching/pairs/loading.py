@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import ceil, floor
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
 from vlm_patching.errors import SpecError
-from vlm_patching.pairs.candidates import Choice, Dropped, Found
+from vlm_patching.pairs.candidates import Choice, Dropped, Found, attempt
 from vlm_patching.pairs.collection import Pairs, told
 from vlm_patching.pairs.datasets import DATASETS, PairsSpec, pairs_keys
 from vlm_patching.pairs.datasets.base import Dataset, DatasetSpec, FilesSpec
 from vlm_patching.pairs.pair import Pair, Prompt
-from vlm_patching.pairs.pictures import Picture, StoredPicture, files_of, opened
+from vlm_patching.pairs.pictures import Picture, Resized, StoredPicture, files_of, opened
 from vlm_patching.pairs.reading import BadRow
 from vlm_patching.pairs.vocabulary import Exclusions, Vocabulary, exclusions
-from vlm_patching.validation import Section, explain
+from vlm_patching.validation import Section, explain, parse_json, read_text
 
 ALIKE = "answer and foil mean nearly the same"
 NO_FILE = "an image does not exist"
 BROKEN = "an image cannot be read"
 OUTSIDE = "a region is outside its image"
 TWICE = "an id is there twice"
+UNLISTED = "it is not in pairs.ids"
+REPEATED = "the same row is there before"
 
 
 class _Asked(Section):
@@ -78,32 +85,60 @@ def load_pairs(dataset: str, n: int | None = None, seed: int = 0, **options: Any
 
 def load(spec: DatasetSpec) -> Pairs:
     """Pairs as the section of a spec says. Every picture of them has been opened once, and is not kept."""
-    return _chosen(spec, _Pictures())
+    return _listed(spec, lambda: _chosen(spec, _Pictures()))
 
 
 def load_unopened(spec: DatasetSpec) -> Pairs:
     """The same, without having opened a picture."""
-    return _chosen(spec, None)
+    return _listed(spec, lambda: _chosen(spec, None))
+
+
+def _listed(spec: DatasetSpec, choose: Callable[[], Pairs]) -> Pairs:
+    """Those of the pairs whose ids are in the file that the section names; all where it names none."""
+    if spec.ids is None:
+        return choose()
+    wanted = _ids(Path(spec.ids))
+    chosen = choose()
+    there = [pair for pair in chosen if pair.id in wanted]
+    if not there:
+        raise SpecError(
+            f"pairs.ids: {spec.ids} lists {len(wanted)} ids, such as {next(iter(wanted))!r}, and none of the "
+            f"{len(chosen)} pairs has one of them; theirs are such as {chosen[0].id!r}. They are those of the dataset, "
+            "n and seed that were evaluated."
+        )
+    return chosen.holding(there, {UNLISTED: len(chosen) - len(there)} if len(there) < len(chosen) else None)
+
+
+def _ids(file: Path) -> dict[str, None]:
+    if not file.is_file():
+        raise SpecError(f"pairs.ids: {file} does not exist (in {Path.cwd()}).")
+    found = parse_json(read_text(file), str(file))
+    if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+        raise SpecError(f"pairs.ids: {file} must hold a JSON list of ids, which are text, and at least one.")
+    return dict.fromkeys(found)
 
 
 def _chosen(spec: DatasetSpec, pictures: _Pictures | None) -> Pairs:
     """The pairs of n candidates, of those that can be used.
 
-    Files are read once; and once more where a chosen picture turns out to be broken and others take its place.
+    Files are read once; and once more where rows have the same id, or where a chosen picture turns out to be broken and
+    others take its place.
     """
     dataset = DATASETS[spec.dataset]
-    broken: dict[bytes, str] = {}
+    repeated: frozenset[int] = frozenset()
+    broken: dict[int, str] = {}
     while True:
-        survey = _Survey(spec, dataset)
+        survey = _Survey(spec, dataset, repeated)
         drawn = survey.sample(len(broken)) if dataset.sampled else survey.first()
         taken: list[tuple[Pair, Found]] = []
         known = len(broken)
         for key, found in drawn:
             if key in broken:
                 continue
-            pair = _pair(found, len(taken))
-            fault = pictures and pictures.fault(found.where, pair)
+            pair = attempt(partial(_pair, found, len(taken)), found.where)
+            fault = pair if isinstance(pair, BadRow) else pictures and pictures.fault(found.where, pair)
             if not fault:
+                assert isinstance(pair, Pair)
                 taken.append((pair, found))
             elif spec.skips:
                 broken[key] = fault.reason
@@ -111,7 +146,9 @@ def _chosen(spec: DatasetSpec, pictures: _Pictures | None) -> Pairs:
                 raise _with_a_way_on(fault, spec)
             if len(taken) == spec.n:
                 break
-        if not dataset.sampled or len(broken) == known or len(taken) == spec.n or survey.exhausted:
+        if not repeated and survey.repeats():
+            repeated = survey.repeats()
+        elif not dataset.sampled or len(broken) == known or len(taken) == spec.n or survey.exhausted:
             break
     survey.dropped.update(f"error: {reason}" for reason in broken.values())
     return _counted(spec, survey, taken)
@@ -127,7 +164,10 @@ def _counted(spec: DatasetSpec, survey: _Survey, taken: list[tuple[Pair, Found]]
     roles = {pair.id: found.what.role for pair, found in taken if isinstance(found.what, Choice)}
     words = {role: dict(sorted(words.items())) for role, words in survey.words.items()}
     vocabulary = Vocabulary(words, roles, survey.exclusions)
-    return Pairs(tuple(pair for pair, _ in taken), survey.considered, dict(survey.dropped), spec.skips, vocabulary)
+    made = [pair for pair, _ in taken]
+    if isinstance(spec, FilesSpec) and spec.size is not None:
+        made = [_resized(pair, spec.size) for pair in made]
+    return Pairs(tuple(made), survey.considered, dict(survey.dropped), spec.skips, vocabulary)
 
 
 def _pair(found: Found, rank: int) -> Pair:
@@ -138,63 +178,91 @@ def _pair(found: Found, rank: int) -> Pair:
     return found.what
 
 
+def _resized(pair: Pair, size: tuple[int, int]) -> Pair:
+    """A pair whose pictures, and the regions of the first, are brought to a size."""
+    clean, corrupted = (
+        Prompt(tuple(Resized(picture, size) for picture in prompt.images) or None, prompt.text)
+        for prompt in (pair.clean, pair.corrupted)
+    )
+    if not pair.regions:
+        return replace(pair, clean=clean, corrupted=corrupted)
+    width, height = pair.clean.picture().size
+    across, down = size[0] / width, size[1] / height
+    regions = {
+        name: (floor(x0 * across), floor(y0 * down), ceil(x1 * across), ceil(y1 * down))
+        for name, (x0, y0, x1, y1) in pair.regions.items()
+    }
+    return replace(pair, clean=clean, corrupted=corrupted, regions=regions)
+
+
 @dataclass
 class _Survey:
     """One way through a dataset: what can be used, and what is counted.
 
     Attributes
     ----------
+    repeated
+        The keys that more than one row has, as an earlier way through has found.
     considered, dropped
         How many rows were looked at, and why those that cannot be used cannot.
     words
         Role → the words of it, each with its lemma.
     exhausted
         Whether the sample that was taken is all there is.
+    keys
+        Of every candidate: all that is kept of those that are not chosen.
     """
 
     spec: DatasetSpec
     dataset: Dataset
+    repeated: frozenset[int]
     considered: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     words: dict[str, dict[str, str]] = field(default_factory=dict)
     exhausted: bool = False
+    keys: array[int] = field(default_factory=lambda: array("Q"))
+    _firsts: dict[int, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def exclusions(self) -> Exclusions:
         return exclusions(self.dataset.excluded) if self.dataset.excluded else Exclusions()
 
-    def first(self) -> Iterator[tuple[bytes, Found]]:
-        """Candidates in their own order, as many as are asked for."""
+    def first(self) -> Iterator[tuple[int, Found]]:
+        """Candidates in their own order."""
         return self._usable()
 
-    def sample(self, more: int) -> Iterable[tuple[bytes, Found]]:
+    def sample(self, more: int) -> Iterable[tuple[int, Found]]:
         """The n (and some more) candidates of the smallest keys: a sample that no order of rows changes."""
         if self.spec.n is None:
             self.exhausted = True
-            return sorted(self._usable(), key=_key)
+            return sorted(self._usable(), key=itemgetter(0))
         count = self.spec.n + more
-        drawn = heapq.nsmallest(count, self._usable(), key=_key)
+        drawn = heapq.nsmallest(count, self._usable(), key=itemgetter(0))
         self.exhausted = len(drawn) < count
         return drawn
 
-    def _usable(self) -> Iterator[tuple[bytes, Found]]:
-        seen: set[bytes] = set()
+    def repeats(self) -> frozenset[int]:
+        """The keys that more than one row had."""
+        keys, counts = np.unique(np.frombuffer(self.keys, dtype=np.uint64), return_counts=True)
+        return frozenset(keys[counts > 1].tolist())
+
+    def _usable(self) -> Iterator[tuple[int, Found]]:
         near = self.exclusions.near
         for found in self.dataset.candidates(self.spec):
             self.considered += 1
-            what, key = found.what, b""
-            if isinstance(what, Dropped):
-                self.dropped[what.reason] += 1
-                continue
-            if not isinstance(what, BadRow):
-                key = hashlib.blake2b(f"{self.spec.seed}/{what.id}".encode(), digest_size=16).digest()
-                what = self._fault(found.where, what, key in seen) or what
+            what, key = found.what, 0
+            if isinstance(what, Pair | Choice):
+                key = _key(self.spec.seed, what.id)
+                self.keys.append(key)
+                what = _no_file(found.where, what) or self._again(found.where, what, key) or what
             if isinstance(what, BadRow):
                 if not self.spec.skips:
                     raise _with_a_way_on(what, self.spec)
                 self.dropped[f"error: {what.reason}"] += 1
                 continue
-            seen.add(key)
+            if isinstance(what, Dropped):
+                self.dropped[what.reason] += 1
+                continue
             if isinstance(what, Choice):
                 (_, one), (_, other) = what.meanings
                 if near(one, other):
@@ -203,16 +271,32 @@ class _Survey:
                 self.words.setdefault(what.role, {}).update(what.meanings)
             yield key, found
 
-    def _fault(self, where: str, what: Pair | Choice, again: bool) -> BadRow | None:
-        """What is wrong with a candidate, as far as it can be seen without opening a picture."""
-        for path in (path for picture in _pictures(what) for path in files_of(picture)):
-            if not path.exists():
-                return BadRow(where, NO_FILE, f"image {path} does not exist")
-        if not again:
+    def _again(self, where: str, what: Pair | Choice, key: int) -> BadRow | Dropped | None:
+        """What is said of a row whose id another had before."""
+        if key not in self.repeated:
             return None
-        others = self.dataset.candidates(self.spec) if not self.spec.skips else iter(())
-        first = next((o.where for o in others if isinstance(o.what, Pair | Choice) and o.what.id == what.id), "")
+        if key not in self._firsts:
+            self._firsts[key] = what.id, where
+            return None
+        name, first = self._firsts[key]
+        if name != what.id:  # two ids of one key: once in so many rows as no dataset has
+            return None
+        if self.dataset.repeats:
+            return Dropped(REPEATED)
         return BadRow(where, TWICE, f"id {what.id!r} is already used in {first}; ids must be unique")
+
+
+def _key(seed: int, name: str) -> int:
+    """What candidates are drawn by: a number that their id and the seed alone decide."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "big")
+
+
+def _no_file(where: str, what: Pair | Choice) -> BadRow | None:
+    """That a picture's file is missing, which can be seen without opening it."""
+    for path in (path for picture in _pictures(what) for path in files_of(picture)):
+        if not path.exists():
+            return BadRow(where, NO_FILE, f"image {path} does not exist")
+    return None
 
 
 def _with_a_way_on(error: BadRow, spec: DatasetSpec) -> SpecError:
@@ -220,10 +304,6 @@ def _with_a_way_on(error: BadRow, spec: DatasetSpec) -> SpecError:
     if not isinstance(spec, FilesSpec):
         return error
     return SpecError(f"{error} (pairs.on_error: skip leaves such rows out, and counts them.)")
-
-
-def _key(drawn: tuple[bytes, Found]) -> bytes:
-    return drawn[0]
 
 
 def _pictures(what: Pair | Choice) -> tuple[Picture, ...]:

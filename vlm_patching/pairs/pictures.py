@@ -41,7 +41,7 @@ Picture = Image.Image | Path | StoredPicture
 
 @dataclass(frozen=True)
 class Resized(StoredPicture):
-    """Another picture, brought to a size: pairs whose pictures differ in it cannot be exchanged.
+    """Another picture, brought to a size.
 
     Attributes
     ----------

@@ -2,7 +2,8 @@
 
 For a metric m the variables are `m` (the swept run), `m_clean` and, where there is a corrupted run, `m_corrupted`; with
 placebo cells `m_placebo`; where cells were estimated, `m_exact` for those that were verified. Attention patterns are in
-`attention`, with a dimension `key`. All float32; NaN means not run.
+`attention`, with a dimension `key`. `right` of an evaluation, which sweeps nothing, is 1 where the clean
+answer is, else 0. All float32; NaN means not run.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def template(graph: InterventionGraph, architecture: Architecture, pairs: Sequen
         coordinates["said_corrupted"] = (("example", *corrupted), np.full(shape, NOT_RUN, dtype=object))
     for name, values in sweep.items():
         coordinates[name] = values if values.dtype != object else _strings(values)
-    coordinates["layers_covered"] = _covered(graph, architecture, sweep)
+    if "layer" in sweep:
+        coordinates["layers_covered"] = _covered(graph, architecture, sweep)
     if "position" in sweep:
         described = [_positions(graph, architecture, pair) for pair in pairs]
         coordinates |= _described("position", "", sweep["position"], described)
@@ -64,6 +66,8 @@ def template(graph: InterventionGraph, architecture: Architecture, pairs: Sequen
 
 def _sweep(graph: InterventionGraph, architecture: Architecture, pairs: Sequence[EncodedPair]) -> dict[str, np.ndarray]:
     """Dimension → its values, `example` left out."""
+    if graph.method == "evaluate":
+        return {"draw": np.arange(draws_of(graph))} if graph.dimension("draw") else {}
     place = swept_place(graph)
     sweep: dict[str, np.ndarray] = {"site": _strings(sites_of(graph))}
     if graph.dimension("edges"):
@@ -101,9 +105,11 @@ def _variables(graph: InterventionGraph, sweep: Mapping[str, np.ndarray], exampl
     whole, corrupted = tuple(sweep), _corrupted_dims(graph)
     if graph.method == "attention":
         return {"attention": empty(whole), **{f"{metric}_clean": empty(()) for metric in graph.metrics}}
-    variables: dict[str, Variable] = {}
+    swept = graph.method != "evaluate"
+    variables: dict[str, Variable] = {} if swept else {"right": empty(())}
     for metric in graph.metrics:
-        variables[metric] = empty(whole)
+        if swept:
+            variables[metric] = empty(whole)
         if any(run.name == "placebo" for run in graph.runs):
             variables[f"{metric}_placebo"] = empty(whole)
         if graph.verify:
@@ -160,6 +166,8 @@ def example_values(
         said = _strings([decode(int(token)) for token in results["corrupted.top"]])
         values["said_corrupted"] = said if blank["said_corrupted"].ndim > 1 else said[0]
     kept = bool(results["kept"])
+    if "right" in blank:
+        values["right"] = float(results["clean.right"].all())
     if graph.method == "attention":
         rows = results["attention"].numpy() if kept else None
         values["attention"] = _attention(blank, cells, rows)

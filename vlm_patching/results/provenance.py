@@ -25,7 +25,7 @@ def planned_attributes(
     """What is known before anything runs. A graph that was written by hand is its own experiment."""
     attributes: dict[str, Any] = {
         "name": graph.name,
-        "experiment_id": experiment.id if experiment else graph.id,
+        "experiment_id": experiment.id if experiment and graph.method == experiment.method else graph.id,
         "graph": graph.to_json(),
         "graph_id": graph.id,
         "pairs_sha256": pairs_digest(pairs),

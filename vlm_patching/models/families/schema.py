@@ -126,7 +126,7 @@ class StackFile(_Section):
     whole
         The module that is all of the stack, where others read its output alone.
     skips
-        Whether single layers can be passed over.
+        Whether single layers can be passed over; those of an image stack that is not `complete` never are.
     complete
         Whether all that the text side gets of an image stack is what its last layer gives; of another stack, whether
         nothing goes into it but what its first layer takes.

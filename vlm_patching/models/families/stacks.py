@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedConfig
 
 from vlm_patching.errors import SpecError
-from vlm_patching.models.architecture import Attention, Stack, Tap
+from vlm_patching.models.architecture import IMAGE_STACKS, Attention, Stack, Tap
 from vlm_patching.models.families.values import resolved, value_at, whole_number
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def _stack(file: StackFile, config: PreTrainedConfig) -> Stack:
     if file.mlp_block:
         taps["mlp_block_out"] = Tap(f"{layer}.{file.mlp_block}", "output")
     taps["resid_post"] = Tap(layer, "output")
+    complete = file.complete and (file.hidden_state is None or len(_states(file, config, count)) == 1)
     return Stack(
         name=file.name,
         layers=count,
@@ -78,11 +79,11 @@ def _stack(file: StackFile, config: PreTrainedConfig) -> Stack:
         unembed=file.unembed,
         whole=file.whole.tap() if file.whole else None,
         image_keys=tuple(f"{layer}.{name}" for name in (file.cross_attention.made if file.cross_attention else ())),
-        skips=file.skips,
+        skips=file.skips and (complete or file.name not in IMAGE_STACKS),
         entry=Tap(f"{layer}.{file.entry}", "input") if file.entry else None,
         scale=float(resolved(config, file.scale)),
         softcap=float(resolved(config, file.softcap) or 0),
-        complete=file.complete and (file.hidden_state is None or len(_states(file, config, count)) == 1),
+        complete=complete,
         only={name: layers for name, layers in only.items() if name in taps or name in attentions},
         imaged=tuple(int(number) % count for number in value_at(config, file.imaged)) if file.imaged else (),
     )

@@ -32,7 +32,12 @@ DATASETS = {
     "shapes": Dataset(shapes.Shapes, shapes.candidates, shapes.ABOUT, shapes.FILES, sampled=False),
     "folder": Dataset(folder.Folder, folder.candidates, folder.ABOUT, folder.FILES, sampled=False),
     "svo_probes": Dataset(
-        svo_probes.SvoProbes, svo_probes.candidates, svo_probes.ABOUT, svo_probes.FILES, excluded="svo_probes"
+        svo_probes.SvoProbes,
+        svo_probes.candidates,
+        svo_probes.ABOUT,
+        svo_probes.FILES,
+        excluded="svo_probes",
+        repeats=True,
     ),
     "mit_states": Dataset(
         mit_states.MitStates,

@@ -19,6 +19,7 @@ def _as_text(value: Any) -> Any:
 
 FileName = Annotated[str, BeforeValidator(_as_text), Field(min_length=1)]
 """A file or folder; a relative one begins at the working directory."""
+Side = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class DatasetSpec(Section):
@@ -35,12 +36,16 @@ class DatasetSpec(Section):
     keep
         `clean_correct`: sweep only pairs whose clean run answers right. `clean_correct_corrupted_wrong`: and whose
         corrupted run does not. `all`: every pair.
+    ids
+        A file with a JSON list of ids, as `vlm-patching evaluate --kept` writes it: of the pairs that n and seed
+        choose, only these.
     """
 
     dataset: str
     n: int | None = Field(default=None, ge=1)
     seed: int = 0
     keep: Literal["clean_correct", "all", "clean_correct_corrupted_wrong"] = "clean_correct"
+    ids: FileName | None = None
 
     @property
     def skips(self) -> bool:
@@ -59,10 +64,14 @@ class FilesSpec(DatasetSpec):
         `skip`: a row that cannot be used (an image that is missing or broken, a wrong value), or a pair that the model
         cannot take (an answer outside of its vocabulary), is left out, and counted by its reason. Where not given, it
         is an error that names file and line, or the pair.
+    size
+        Width and height that every picture is brought to, and the regions with it: models that take pictures as they
+        are cannot exchange those of different sizes. As they are where not given.
     """
 
     path: FileName
     on_error: Literal["skip"] | None = None
+    size: tuple[Side, Side] | None = None
 
     @property
     def skips(self) -> bool:
@@ -108,6 +117,9 @@ class Dataset:
         Whether the seed chooses n pairs among all. Otherwise they are the first n, in the order in which they come.
     excluded
         Name of the list of words that are too near to be held against each other, where it has one.
+    repeats
+        Whether its files are known to hold some rows twice: a row whose id was there before is dropped and counted.
+        Otherwise it is an error.
     """
 
     spec: type[DatasetSpec]
@@ -116,6 +128,7 @@ class Dataset:
     files: str
     sampled: bool = True
     excluded: str | None = None
+    repeats: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -55,26 +56,11 @@ class SvoProbes(FilesSpec):
 
 def candidates(spec: SvoProbes) -> Iterator[Found]:
     """A question of every row of the table that the pair rule takes."""
-    images = _images(spec.folder / "images")
-    seen: set[str] = set()
-
-    def make(row: Row) -> Candidate:
-        made = _question(spec, images, row)
-        if isinstance(made, Choice):
-            if made.id in seen:
-                return Dropped("the same row is there before")
-            seen.add(made.id)
-        return made
-
-    return each(read_csv(spec.folder / "svo_probes.csv", _COLUMNS), make)
+    files = {name.rpartition(".")[0]: name for name in image_names(spec.folder / "images")}  # whatever their ending
+    return each(read_csv(spec.folder / "svo_probes.csv", _COLUMNS), partial(_question, spec, files))
 
 
-def _images(folder: Path) -> Mapping[str, Path]:
-    """Id of an image → its file, whatever its ending."""
-    return {name.rpartition(".")[0]: folder / name for name in image_names(folder)}
-
-
-def _question(spec: SvoProbes, images: Mapping[str, Path], row: Row) -> Candidate:
+def _question(spec: SvoProbes, files: Mapping[str, str], row: Row) -> Candidate:
     differing = [role for role, column in _FLAGS.items() if row.flag(column)]
     if len(differing) != 1:
         return Dropped("not exactly one of subject, verb and object differs")
@@ -90,14 +76,10 @@ def _question(spec: SvoProbes, images: Mapping[str, Path], row: Row) -> Candidat
     said = _said(sentence, pair[0])
     if isinstance(said, Dropped):
         return said
-    clean, corrupted = (_image(images, spec, row.text(f"{sign}_image_id")) for sign in ("pos", "neg"))
+    names = [row.text(f"{sign}_image_id") for sign in ("pos", "neg")]
+    clean, corrupted = (spec.folder / "images" / files.get(name, f"{name}.jpg") for name in names)
     ending = hashlib.blake2b(sentence.encode(), digest_size=3).hexdigest()
-    name = f"{role}-{row.text('pos_image_id')}-{row.text('neg_image_id')}-{ending}"
-    return said.choice(role, pair[0], pair[1], name, clean, corrupted)
-
-
-def _image(images: Mapping[str, Path], spec: SvoProbes, name: str) -> Path:
-    return images.get(name) or spec.folder / "images" / f"{name}.jpg"
+    return said.choice(role, pair[0], pair[1], "-".join([role, *names, ending]), clean, corrupted)
 
 
 def _triplets(text: str) -> list[Triplet]:

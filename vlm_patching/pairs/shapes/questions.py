@@ -8,8 +8,7 @@ neither the words alone nor the picture alone gives them away.
 from __future__ import annotations
 
 import random
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from vlm_patching.pairs.shapes.scene import COLORS, GRID, MOST_THINGS, SHAPES, SIZES, Scene, Thing, sample_scene
@@ -45,17 +44,11 @@ class Question:
     target: int | None
     counterfactual: dict[str, object] | None
 
-    @property
-    def constraints(self) -> list[tuple[int, int]]:
-        """Where in the subject the words stand that name it by an attribute ("object" names it by none), in order."""
-        words = re.compile(r"\w+").finditer(self.text, *self.spans["subject"])
-        return [word.span() for word in words if word[0] not in ("object", "objects")]
-
 
 def sample(rng: random.Random, kind: str) -> tuple[Scene, Question]:
     """A scene and a question of that kind about it; draws scenes until one allows it."""
     while True:
-        scene = _scene_for_count(rng) if kind == "count" else sample_scene(rng)
+        scene = scene_for_count(rng) if kind == "count" else sample_scene(rng)
         question = ask(rng, scene, kind)
         if question is not None:
             return scene, question
@@ -68,13 +61,18 @@ def ask(rng: random.Random, scene: Scene, kind: str) -> Question | None:
     indices = list(range(len(scene.things)))
     rng.shuffle(indices)
     for target in indices:
-        question = _ASK[kind](rng, scene, target)
+        question = ask_about(rng, scene, kind, target)
         if question is not None:
             return question
     return None
 
 
-def _phrase(rng: random.Random, scene: Scene, target: int, patterns: tuple[str, ...]) -> str | None:
+def ask_about(rng: random.Random, scene: Scene, kind: str, target: int) -> Question | None:
+    """A question of one kind, but `count`, about one thing of a scene, or None where it allows none."""
+    return _ASK[kind](rng, scene, target)
+
+
+def name_of(rng: random.Random, scene: Scene, target: int, patterns: tuple[str, ...]) -> str | None:
     """A phrase after one of the patterns that names the target and no other thing; "object" stands for any shape."""
     found = []
     for pattern in patterns:
@@ -89,9 +87,7 @@ def _phrase(rng: random.Random, scene: Scene, target: int, patterns: tuple[str, 
     return rng.choice(found) if found else None
 
 
-def _question(
-    kind: str, template: str, answer: str, foil: str, target: int, change: dict[str, object], **words: str
-) -> Question:
+def fill(template: str, words: Mapping[str, str]) -> tuple[str, dict[str, tuple[int, int]]]:
     """Fill `{name}` fields of a template; the fields' character ranges become the spans."""
     text, spans = "", {}
     for i, piece in enumerate(template.replace("}", "{").split("{")):
@@ -100,6 +96,14 @@ def _question(
             text += words[piece]
         else:
             text += piece
+    return text, spans
+
+
+def _question(
+    kind: str, template: str, answer: str, foil: str, target: int, change: dict[str, object], **words: str
+) -> Question:
+    """A question out of a template, whose fields `first` and `second` hold answer and foil."""
+    text, spans = fill(template, words)
     named = {"answer_option": answer, "foil_option": foil}
     for option in ("first", "second"):
         if option in spans:
@@ -114,7 +118,7 @@ def _attribute(
     """What value an attribute of the target has; with {first} and {second} in the template, which of two."""
 
     def build(rng: random.Random, scene: Scene, target: int) -> Question | None:
-        phrase = _phrase(rng, scene, target, patterns)
+        phrase = name_of(rng, scene, target, patterns)
         if phrase is None:
             return None
         answer = getattr(scene.things[target], attribute)
@@ -127,16 +131,18 @@ def _attribute(
     return build
 
 
-_ANY_NAME = ("shape", "color object", "color shape")
+ANY_NAME = ("shape", "color object", "color shape")
 _AXES = (
     ("col", "left", "right", "on the {first} or {second}"),
     ("row", "top", "bottom", "at the {first} or {second}"),
 )
+SIDES = (("col", "left", "right", "to the {first} or {second} of"), ("row", "above", "below", "{first} or {second}"))
+"""Axis, what is low on it, what is high on it, and how the choice between them is worded before "the landmark"."""
 
 
 def _place(rng: random.Random, scene: Scene, target: int) -> Question | None:
     """Which half of the picture the target lies in."""
-    phrase = _phrase(rng, scene, target, _ANY_NAME)
+    phrase = name_of(rng, scene, target, ANY_NAME)
     if phrase is None:
         return None
     axis, low, high, tail = rng.choice(_AXES)
@@ -155,13 +161,13 @@ def _place(rng: random.Random, scene: Scene, target: int) -> Question | None:
 
 def _relation(rng: random.Random, scene: Scene, target: int) -> Question | None:
     """On which side of another thing the target lies."""
-    phrase = _phrase(rng, scene, target, _ANY_NAME)
+    phrase = name_of(rng, scene, target, ANY_NAME)
     others = [i for i in range(len(scene.things)) if i != target]
     rng.shuffle(others)
-    axes = [("col", "left", "right", "to the {first} or {second} of"), ("row", "above", "below", "{first} or {second}")]
+    axes = list(SIDES)
     rng.shuffle(axes)
     for other in others:
-        landmark = _phrase(rng, scene, other, _ANY_NAME)
+        landmark = name_of(rng, scene, other, ANY_NAME)
         for axis, low, high, middle in axes:
             here, there = getattr(scene.things[target], axis), getattr(scene.things[other], axis)
             cells = [c for c in scene.free_cells() if (c[axis == "col"] - there) * (here - there) < 0]
@@ -177,11 +183,31 @@ def _relation(rng: random.Random, scene: Scene, target: int) -> Question | None:
     return None
 
 
-def _matching(attribute: str, word: str) -> Callable[[Thing], bool]:
-    return lambda thing: attribute == "any" or getattr(thing, attribute) == word
+@dataclass(frozen=True)
+class Group:
+    """The things that have a word for an attribute; all of them where the attribute is `any`.
+
+    Attributes
+    ----------
+    attribute, word
+        Such as `color` and `red`.
+    phrase
+        What they are called together, such as "red objects".
+    """
+
+    attribute: str
+    word: str
+    phrase: str
+
+    def holds(self, thing: Thing) -> bool:
+        return self.attribute == "any" or getattr(thing, self.attribute) == self.word
+
+    def number(self, scene: Scene) -> int:
+        """How many of a scene's things are in it."""
+        return sum(map(self.holds, scene.things))
 
 
-def _scene_for_count(rng: random.Random) -> Scene:
+def scene_for_count(rng: random.Random) -> Scene:
     """A scene in which every number from 0 to 4 is as often the size of some group of like things."""
     wanted = rng.randint(0, MOST_THINGS - 1)
     number = rng.randint(max(2, wanted), MOST_THINGS)
@@ -196,39 +222,43 @@ def _scene_for_count(rng: random.Random) -> Scene:
     return scene
 
 
-def _count(rng: random.Random, scene: Scene) -> Question:
-    """How many things there are, or how many of one colour or shape; each number the scene offers is equally likely."""
+def group_to_count(rng: random.Random, scene: Scene) -> Group:
+    """All things, or those of one colour or shape; each number the scene offers is equally likely."""
     if rng.random() < 0.25:
-        attribute, word, phrase = "any", "", "objects"
-    else:
-        by_number: dict[int, list[tuple[str, str]]] = {}
-        for attribute, values in (("color", tuple(COLORS)), ("shape", SHAPES)):
-            for word in values:
-                number = sum(map(_matching(attribute, word), scene.things))
-                by_number.setdefault(number, []).append((attribute, word))
-        largest = max(by_number)
-        number = largest if largest > 1 and rng.random() < 0.6 else rng.choice(sorted(by_number))
-        attribute, word = rng.choice(by_number[number])
-        phrase = f"{word} objects" if attribute == "color" else PLURALS[word]
-    answer = sum(map(_matching(attribute, word), scene.things))
-    foil = answer - 1 if answer else 1
-    start = len("how many ")
-    spans = {"subject": (start, start + len(phrase))}
-    return Question("count", f"how many {phrase} are there?", str(answer), str(foil), spans, None, None)
+        return Group("any", "", "objects")
+    by_number: dict[int, list[Group]] = {}
+    for attribute, values in (("color", tuple(COLORS)), ("shape", SHAPES)):
+        for word in values:
+            group = Group(attribute, word, f"{word} objects" if attribute == "color" else PLURALS[word])
+            by_number.setdefault(group.number(scene), []).append(group)
+    largest = max(by_number)
+    number = largest if largest > 1 and rng.random() < 0.6 else rng.choice(sorted(by_number))
+    return rng.choice(by_number[number])
+
+
+COUNT = "how many {subject} are there?"
+
+
+def _count(rng: random.Random, scene: Scene) -> Question:
+    """How many things of a group there are."""
+    group = group_to_count(rng, scene)
+    answer = group.number(scene)
+    text, spans = fill(COUNT, {"subject": group.phrase})
+    return Question("count", text, str(answer), str(answer - 1 if answer else 1), spans, None, None)
 
 
 _COLOR_NAMES, _SHAPE_NAMES = ("shape", "size shape"), ("color object", "size color object")
 _ASK: dict[str, Callable[[random.Random, Scene, int], Question | None]] = {
     "color": _attribute("color", tuple(COLORS), _COLOR_NAMES, "what color is the {subject}?", "color"),
     "shape": _attribute("shape", SHAPES, _SHAPE_NAMES, "what shape is the {subject}?", "shape"),
-    "size": _attribute("size", tuple(SIZES), _ANY_NAME, "what size is the {subject}?", "size"),
+    "size": _attribute("size", tuple(SIZES), ANY_NAME, "what size is the {subject}?", "size"),
     "color_choice": _attribute(
         "color", tuple(COLORS), _COLOR_NAMES, "is the {subject} {first} or {second}?", "color_choice"
     ),
     "shape_choice": _attribute(
         "shape", SHAPES, _SHAPE_NAMES, "is the {subject} a {first} or a {second}?", "shape_choice"
     ),
-    "size_choice": _attribute("size", tuple(SIZES), _ANY_NAME, "is the {subject} {first} or {second}?", "size_choice"),
+    "size_choice": _attribute("size", tuple(SIZES), ANY_NAME, "is the {subject} {first} or {second}?", "size_choice"),
     "place": _place,
     "relation": _relation,
 }

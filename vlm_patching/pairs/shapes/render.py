@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from functools import cache
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-from vlm_patching.pairs.shapes.scene import COLORS, IMAGE_SIZE, SIZES, Scene
+from vlm_patching.pairs.shapes.scene import CELL, COLORS, IMAGE_SIZE, SIZES, WORD_HEIGHT, Scene
 
 _OVERSAMPLE = 8
+_INK = (110, 110, 110)
+"""Of words: none of the colours that things have."""
 
 
 def render(scene: Scene) -> Image.Image:
@@ -23,12 +25,26 @@ def render(scene: Scene) -> Image.Image:
     Returns
     -------
     PIL.Image.Image
-        RGB, 96 × 96. Two scenes that differ in one thing give pictures that differ only inside that thing's boxes.
+        RGB, 96 × 96. Two scenes that differ in one thing or word give pictures that differ only inside its boxes.
     """
     image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (scene.background,) * 3)
     for thing in scene.things:
         image.paste(COLORS[thing.color], thing.box, _mask(thing.shape, SIZES[thing.size]))
+    for word in scene.words:
+        image.paste(_INK, word.box, _written(word.text))
     return image
+
+
+@cache
+def _written(text: str) -> Image.Image:
+    """A word in the middle of a mask, in the bitmap font inside pillow: no font of the machine has a say."""
+    size = (2 * CELL, WORD_HEIGHT)
+    mask = Image.new("L", size, 0)
+    font = ImageFont.load_default_imagefont()
+    left, top, right, bottom = font.getbbox(text)
+    at = ((size[0] - right + left) // 2, (size[1] - bottom + top) // 2)
+    ImageDraw.Draw(mask).text(at, text, fill=255, font=font)
+    return mask
 
 
 @cache

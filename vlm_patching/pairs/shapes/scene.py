@@ -22,7 +22,10 @@ COLORS = {
     "black": (35, 35, 40),
 }
 SIZES = {"small": 11, "large": 20}
+VALUES: dict[str, tuple[str, ...]] = {"size": tuple(SIZES), "color": tuple(COLORS), "shape": SHAPES}
+"""Every attribute's words, in the order in which they stand before one another in a name."""
 JITTER = 2
+WORD_HEIGHT = 11
 MOST_THINGS = 5
 
 
@@ -62,11 +65,39 @@ class Thing:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word of at most 8 letters, written over two neighbouring cells.
+
+    Attributes
+    ----------
+    text
+        What it says.
+    row, col
+        The left one of its cells, counted from the top left.
+    """
+
+    text: str
+    row: int
+    col: int
+
+    @property
+    def cells(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        return (self.row, self.col), (self.row, self.col + 1)
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Pixel box x0, y0, x1, y1 that holds it, the same for every word in this place."""
+        x, y = self.col * CELL, self.row * CELL + (CELL - WORD_HEIGHT) // 2
+        return x, y, x + 2 * CELL, y + WORD_HEIGHT
+
+
+@dataclass(frozen=True)
 class Scene:
-    """Things on a plain background, whose grey level is in [0, 255]."""
+    """Things on a plain background, whose grey level is in [0, 255], and perhaps words."""
 
     things: tuple[Thing, ...]
     background: int = 230
+    words: tuple[Word, ...] = ()
 
     def with_thing(self, index: int, **changes: Any) -> Scene:
         """The same scene with attributes of one thing changed."""
@@ -74,8 +105,20 @@ class Scene:
         things[index] = replace(things[index], **changes)
         return replace(self, things=tuple(things))
 
+    def without_thing(self, index: int) -> Scene:
+        """The same scene with one thing taken away."""
+        return replace(self, things=self.things[:index] + self.things[index + 1 :])
+
+    def with_more(self, thing: Thing) -> Scene:
+        """The same scene with one thing more, which comes last."""
+        return replace(self, things=(*self.things, thing))
+
+    def with_word(self, word: Word) -> Scene:
+        """The same scene with this word in it, and no other."""
+        return replace(self, words=(word,))
+
     def free_cells(self) -> list[tuple[int, int]]:
-        taken = {thing.cell for thing in self.things}
+        taken = {thing.cell for thing in self.things} | {cell for word in self.words for cell in word.cells}
         return [(row, col) for row in range(GRID) for col in range(GRID) if (row, col) not in taken]
 
 
