@@ -144,9 +144,9 @@ def test_only_the_types_that_are_asked_for_are_taken(tmp_path: Path) -> None:
 
 
 def test_the_two_answers_are_called_as_the_model_says_them(tmp_path: Path) -> None:
-    pair = load(written(tmp_path, some()), answers=["Yes", "No"])[0]
+    pair = load(written(tmp_path, some()), yes_no=["Yes", "No"])[0]
     assert (pair.answer, pair.foil) == ("Yes", "No") and "Yes or No?" in pair.clean.text
-    says(refusal(lambda: load(tmp_path, answers=["Yes", "yes"])), "pairs.answers", "differ")
+    says(refusal(lambda: load(tmp_path, yes_no=["Yes", "yes"])), "pairs.yes_no", "differ")
 
 
 def test_the_negative_image_is_brought_to_the_size_of_the_other(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_another_file_or_split_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("negatives", ["image", "text"])
 def test_a_preset_runs_on_its_files(tmp_path: Path, negatives: str) -> None:
     pairs = {"dataset": "finecops_ref", "path": str(written(tmp_path, some())), "negatives": negatives}
-    pairs |= {"answers": ["red", "blue"], "n": 2, "keep": "all"}
+    pairs |= {"yes_no": ["red", "blue"], "n": 2, "keep": "all"}
     kind = {"image": "semantic_image_pair", "text": "symmetric_token_replacement"}[negatives]
     changes = {"pairs": pairs, "corruption.kind": kind, "patch.positions": ["answer_option", "last"]}
     ds = vp.run(vp.Experiment.from_spec("notice2024_blip_heads", changes), progress=False)

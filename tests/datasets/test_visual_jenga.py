@@ -144,7 +144,7 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_preset_runs_on_its_files(tmp_path: Path) -> None:
     folder = listed(tmp_path, removal("cup"), removal("cat"))
-    pairs = {"dataset": "visual_jenga", "path": str(folder), "answers": ["red", "blue"], "n": 2, "keep": "all"}
+    pairs = {"dataset": "visual_jenga", "path": str(folder), "yes_no": ["red", "blue"], "n": 2, "keep": "all"}
     for preset in ("notice2024_blip_heads", "notice2024_llava_heads"):
         ds = vp.run(vp.Experiment.from_spec(preset, {"pairs": pairs}), progress=False)
         assert ds.sizes["example"] == 2 and ds.attrs["pairs_considered"] == 2

@@ -87,18 +87,18 @@ class YesNoSpec(FilesSpec):
 
     Attributes
     ----------
-    answers
+    yes_no
         What yes and no are called, as the model says them: ["Yes", "No"].
     """
 
-    answers: tuple[str, str] = ("yes", "no")
+    yes_no: tuple[str, str] = ("yes", "no")
 
-    @field_validator("answers")
+    @field_validator("yes_no")
     @classmethod
-    def _answers_differ(cls, answers: tuple[str, str]) -> tuple[str, str]:
-        if not all(word.strip() for word in answers) or answers[0].casefold() == answers[1].casefold():
+    def _words_differ(cls, words: tuple[str, str]) -> tuple[str, str]:
+        if not all(word.strip() for word in words) or words[0].casefold() == words[1].casefold():
             raise ValueError("is two words, what yes and what no is called, that differ.")
-        return answers
+        return words
 
 
 @dataclass(frozen=True)

@@ -158,8 +158,8 @@ def _question(
     return Choice(
         id=f"{row.whole('positive_id')}-{row.whole('id')}",
         question=f"Does this picture show {said}, {{first}} or {{second}}?",
-        answer=spec.answers[0],
-        foil=spec.answers[1],
+        answer=spec.yes_no[0],
+        foil=spec.yes_no[1],
         clean=clean,
         corrupted=corrupted,
         words={**subject, **({"constraint": asked.own} if asked.own else {})},

@@ -121,8 +121,8 @@ def _question(spec: VisualJenga, name: str, thing: str, original: Path, removed:
     return Choice(
         id=name,
         question=f"{verb} {{subject}} in this picture, {{first}} or {{second}}?",
-        answer=spec.answers[0],
-        foil=spec.answers[1],
+        answer=spec.yes_no[0],
+        foil=spec.yes_no[1],
         clean=original,
         corrupted=Resized(removed, original),
         words={"subject": thing},
