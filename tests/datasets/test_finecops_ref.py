@@ -114,6 +114,7 @@ def test_a_negative_expression_is_the_corrupted_text_and_what_differs_is_a_span_
         "3-5": ("large dog that is to the left of the", "dog that is to the left of the large"),
     }
     assert pairs["0-1"].corrupted.text.startswith("Does this picture show the boy on the white horse, ")
+    assert [name for name, pair in pairs.items() if "subject" in pair.spans] == ["0-1"]  # the others say dog twice
     for pair in pairs.values():
         assert pair.clean.image == pair.corrupted.image
         for name, span in pair.spans.items():

@@ -203,14 +203,14 @@ class _Asked:
 
     def around(self, subject: str) -> tuple[str, dict[str, str]]:
         """The expression as a template, and the object's name where it says it once, outside of what is changed."""
-        parts = (self.before, self.behind)
+        parts = (self.before, self.behind, self.own)
         said = [list(re.finditer(rf"\b{re.escape(subject)}\b", part, re.IGNORECASE)) for part in parts]
-        once = len(said[0]) + len(said[1]) == 1
+        once = [len(there) for there in said] in ([1, 0, 0], [0, 1, 0])
         before, behind = (
             f"{literal(part[: there[0].start()])}{{subject}}{literal(part[there[0].end() :])}"
             if once and there
             else literal(part)
-            for part, there in zip(parts, said, strict=True)
+            for part, there in zip(parts[:2], said[:2], strict=True)
         )
         name = (said[0] or said[1])[0][0] if once else ""
         return f"{before}{'{constraint}' if self.own else ''}{behind}", {"subject": name} if once else {}
