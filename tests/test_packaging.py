@@ -21,9 +21,14 @@ ROOT = Path(__file__).parents[1]
 PRESETS = sorted((ROOT / "experiments").glob("*.yaml"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
-DEV = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
+WORKING = ("dev", "docs")
+"""Extras of those who change the package; all others are of those who use it."""
+DEV = [Requirement(line) for extra in WORKING for line in PROJECT["optional-dependencies"][extra]]
 EXTRAS = [
-    Requirement(line) for name, lines in PROJECT["optional-dependencies"].items() if name != "dev" for line in lines
+    Requirement(line)
+    for name, lines in PROJECT["optional-dependencies"].items()
+    if name not in WORKING
+    for line in lines
 ]
 
 

@@ -141,6 +141,8 @@ def _written(kind: Any) -> str:
     if origin is tuple:
         each = _written(inside[0])
         return f"list of {_MANY.get(each, 'names' if each == 'one name' else each)}"
+    if origin is dict:
+        return f"mapping of names to {_MANY[_written(inside[1])]}"
     if origin in (Union, types.UnionType):
         parts = dict.fromkeys(_written(part) for part in inside if part is not type(None))
         return " or ".join(parts)

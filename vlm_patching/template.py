@@ -19,8 +19,10 @@ from vlm_patching.models.architecture import Architecture
 from vlm_patching.pairs import DATASETS
 from vlm_patching.sweeps import METHOD_SECTIONS, NEED_CORRUPTION
 
-WIDTH = 100
 Values = Mapping[str, Any]
+WIDTH = 100
+_NEEDED_TOO: dict[str, dict[str, Values]] = {"hub": {"columns": {"text": "text"}}}
+"""Dataset → what its sections cannot do without, though each of their fields may be left out."""
 
 
 def commented_spec(
@@ -103,9 +105,19 @@ def _starts(architecture: Architecture) -> dict[str, Values]:
 
 def _pairs(dataset: str) -> dict[str, Any]:
     """The section of a dataset, the place of its files to be filled in."""
-    needed = [entry.name for entry in entries(DATASETS[dataset].spec) if entry.required and entry.name != "dataset"]
-    places = {name: f"path/to/{dataset if name == 'path' else name}" for name in needed}
-    return {"dataset": dataset, **places, "n": 32}
+    needed = _needed(DATASETS[dataset].spec, f"path/to/{dataset}")
+    for name, more in _NEEDED_TOO.get(dataset, {}).items():
+        needed[name] = {**needed[name], **more}
+    return {"dataset": dataset, **needed, "n": 32}
+
+
+def _needed(section: type[BaseModel], path: str) -> dict[str, Any]:
+    """What must be given of a section, to be filled in: a path, and names."""
+    return {
+        entry.name: _needed(entry.sections[0], path) if entry.sections else path if entry.name == "path" else entry.name
+        for entry in entries(section)
+        if entry.required and entry.name != "dataset"
+    }
 
 
 def _section_of(entry: Entry, given: Values) -> type[BaseModel]:

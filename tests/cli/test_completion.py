@@ -35,7 +35,7 @@ def offered(line: str, cwd: Path) -> list[str]:
         ("vlm-patching run notice2024_llava_mod", ["notice2024_llava_modules", "notice2024_llava_modules_text"]),
         ("vlm-patching run palit2023 --backend ", ["local", "ndif"]),
         ("vlm-patching init --model ", list(vp.bundled_models())),
-        ("vlm-patching init --dataset sha", ["shapes"]),
+        ("vlm-patching init --dataset fol", ["folder"]),
         ("vlm-patching init --method ", list(METHOD_SECTIONS)),
         ("vlm-patching plan palit2023 --set patch.pos", ["patch.positions="]),
     ],
