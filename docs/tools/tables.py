@@ -140,8 +140,8 @@ def datasets() -> str:
     body = []
     for name, dataset in DATASETS.items():
         linked = f"[`{name}`]({name}.md)" if (pages / f"{name}.md").is_file() else f"`{name}`"
-        body.append((linked, dataset.about, dataset.files, code(dataset.options)))
-    return rows(("dataset", "what it is", "files", "options"), body)
+        body.append((linked, dataset.about, dataset.files))
+    return rows(("dataset", "what it is", "files"), body)
 
 
 def bundled_sites() -> str:
