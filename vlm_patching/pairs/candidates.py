@@ -17,6 +17,9 @@ from vlm_patching.pairs.pictures import Picture
 from vlm_patching.pairs.reading import BadRow, Row
 from vlm_patching.pairs.text_corruptions import OPTIONS
 
+ASKED = "asked"
+"""The span of the question alone, where something stands behind it."""
+
 
 @dataclass(frozen=True)
 class Dropped:
@@ -42,7 +45,7 @@ class Choice:
     answer, foil
         The words.
     clean, corrupted
-        The picture of which the answer is true, and that of which the foil is.
+        The picture of which the answer is true, and that of which the foil is; the clean one again where there is none.
     words
         Name → what stands in its place; the names become spans.
     before
@@ -55,6 +58,8 @@ class Choice:
         Another name for the span of the answer.
     regions, task
         As a `Pair` has them.
+    suffix
+        What stands behind the question.
     """
 
     id: str
@@ -70,6 +75,7 @@ class Choice:
     named: str | None = None
     regions: Mapping[str, Box] = field(default_factory=dict)
     task: str = ""
+    suffix: str = ""
 
     @property
     def meanings(self) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -86,6 +92,7 @@ class Choice:
         text, spans = filled(question, {**self.words, first: one, second: other})
         if self.named is not None:
             spans[self.named] = spans[OPTIONS[0]]
+        text, spans = with_suffix(text, spans, self.suffix)
         clean, corrupted = Prompt(self.clean, text), Prompt(self.corrupted, text)
         return Pair(
             self.id, clean, corrupted, self.answer, self.foil, spans, regions=dict(self.regions), task=self.task
@@ -93,7 +100,7 @@ class Choice:
 
 
 Candidate = Pair | Choice | Dropped
-Made = TypeVar("Made", bound=Candidate)
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,11 @@ def filled(template: str, words: Mapping[str, str]) -> tuple[str, dict[str, Span
             spans[name] = (len(text), len(text) + len(words[name]))
             text += words[name]
     return text, spans
+
+
+def with_suffix(text: str, spans: Mapping[str, Span], suffix: str) -> tuple[str, dict[str, Span]]:
+    """A question with something behind it, and its spans, the question itself among them as `asked`."""
+    return (text + suffix, {**spans, ASKED: (0, len(text))}) if suffix else (text, dict(spans))
 
 
 def _literal(words: str) -> str:

@@ -263,11 +263,10 @@ class _Survey:
             if isinstance(what, Dropped):
                 self.dropped[what.reason] += 1
                 continue
+            if (isinstance(what, Choice) or self.dataset.excluded) and near(*_meanings(what)):
+                self.dropped[ALIKE] += 1
+                continue
             if isinstance(what, Choice):
-                (_, one), (_, other) = what.meanings
-                if near(one, other):
-                    self.dropped[ALIKE] += 1
-                    continue
                 self.words.setdefault(what.role, {}).update(what.meanings)
             yield key, found
 
@@ -310,6 +309,14 @@ def _pictures(what: Pair | Choice) -> tuple[Picture, ...]:
     if isinstance(what, Choice):
         return what.clean, what.corrupted
     return (*what.clean.images, *what.corrupted.images)
+
+
+def _meanings(what: Pair | Choice) -> tuple[str, str]:
+    """What exclusion lists know answer and foil by."""
+    if isinstance(what, Choice):
+        (_, one), (_, other) = what.meanings
+        return one, other
+    return what.answer, what.foil
 
 
 class _Pictures:

@@ -82,6 +82,26 @@ class FilesSpec(DatasetSpec):
         return Path(self.path)
 
 
+class QuestionsSpec(FilesSpec):
+    """Which pairs, of a dataset whose questions are asked as they are written, about pictures that lie elsewhere.
+
+    Attributes
+    ----------
+    images
+        The folder with the pictures; `images` in the dataset's own where not given.
+    suffix
+        What stands behind every question, as it is written: " Answer in a few words.". Pairs then have the span
+        `asked`, of the question alone.
+    """
+
+    images: FileName | None = None
+    suffix: str = ""
+
+    @property
+    def pictures(self) -> Path:
+        return Path(self.images) if self.images else self.folder / "images"
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A source of pairs.
