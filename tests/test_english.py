@@ -95,3 +95,10 @@ def test_near_words_are_near_both_ways_and_to_themselves() -> None:
     near = exclusions("svo_probes").near
     assert near("person", "woman") and near("Woman", "person") and near("x", "X")
     assert near("bike", "bicycle") and not near("man", "woman") and not near("dog", "cat")
+
+
+@pytest.mark.parametrize(
+    ("noun", "said"), [("cup", "a cup"), ("orange", "an orange"), ("scissors", "scissors"), ("broccoli", "broccoli")]
+)
+def test_the_article_of_a_noun_that_is_not_known_yet(noun: str, said: str) -> None:
+    assert english.indefinite(noun) + noun == said

@@ -22,15 +22,22 @@ PRESETS = sorted((ROOT / "experiments").glob("*.yaml"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 RUNTIME = [Requirement(line) for line in PROJECT["dependencies"]]
 DEV = [Requirement(line) for line in PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = [
+    Requirement(line) for name, lines in PROJECT["optional-dependencies"].items() if name != "dev" for line in lines
+]
 
 
 def test_every_direct_dependency_is_pinned_within_its_bounds() -> None:
     pins = _constraints()
-    for requirement in RUNTIME + DEV:
+    for requirement in RUNTIME + DEV + EXTRAS:
         name = canonicalize_name(requirement.name)
         assert name in pins, f"{name} has no pin in constraints.txt"
         assert requirement.specifier.contains(pins[name]), f"{requirement} excludes the pin {pins[name]}"
     assert pins.keys() == {canonicalize_name(requirement.name) for requirement in RUNTIME + DEV}
+
+
+def test_what_an_extra_needs_is_there_for_the_tests_as_well() -> None:
+    assert {str(requirement) for requirement in EXTRAS} <= {str(requirement) for requirement in DEV}
 
 
 def test_every_package_that_the_library_imports_is_a_declared_dependency() -> None:
@@ -45,7 +52,7 @@ def test_every_package_that_the_library_imports_is_a_declared_dependency() -> No
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(str(node.module).split(".")[0])
     foreign = imported - set(sys.stdlib_module_names) - {"vlm_patching"}
-    declared = {canonicalize_name(requirement.name) for requirement in RUNTIME}
+    declared = {canonicalize_name(requirement.name) for requirement in RUNTIME + EXTRAS}
     assert "torch" in foreign
     assert {canonicalize_name(called.get(name, name)) for name in foreign} <= declared
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.refusals import refusal, says
 from vlm_patching.pairs import Prompt
-from vlm_patching.pairs.pictures import MAX_PIXELS, Resized, StoredPicture, opened
+from vlm_patching.pairs.pictures import MAX_PIXELS, Resized, StoredPicture, files_of, opened
 
 
 def test_a_picture_that_lies_on_its_side_is_put_upright_as_its_exif_says(tmp_path: Path) -> None:
@@ -100,3 +100,12 @@ def test_a_picture_inside_another_file_is_read_when_it_is_needed() -> None:
 
 def test_a_resized_picture_has_the_size_that_is_asked_for() -> None:
     assert opened(Resized(Grey(9), (10, 30))).size == (10, 30)
+
+
+def test_a_picture_can_be_brought_to_the_size_of_another(tmp_path: Path) -> None:
+    Image.new("RGB", (12, 8), "red").save(tmp_path / "a.png")
+    picture = Resized(Grey(9), tmp_path / "a.png")
+    assert opened(picture).size == (12, 8) and opened(Resized(tmp_path / "a.png", Grey(9))).size == (4, 2)
+    assert opened(Resized(Grey(9), Grey(7))).getpixel((0, 0)) == (9, 9, 9)
+    assert files_of(picture) == (tmp_path / "a.png",) == files_of(tmp_path / "a.png")
+    assert files_of(Grey(9)) == () == files_of(Image.new("L", (1, 1)))

@@ -24,6 +24,7 @@ from vlm_patching.pairs.reading import (
     read_json_by_key,
     read_json_lines,
     read_json_tuples,
+    read_object,
     read_side_by_side,
 )
 
@@ -111,6 +112,14 @@ def test_a_file_that_does_not_exist_is_refused_with_the_nearest_beside_it(
         ({"t": 3}, lambda row: row.text("t"), ("'t'", "text", "3")),
         ({"t": "  "}, lambda row: row.text("t"), ("'t'", "empty")),
         ({"answer": ""}, lambda row: row.text("anser"), ("'anser'", "missing", "Did you mean 'answer'?")),
+        ({"l": "a"}, lambda row: row.texts("l"), ("'l'", "list of texts", "'a'")),
+        ({"l": []}, lambda row: row.texts("l"), ("'l'", "list of texts", "[]")),
+        ({"l": ["a", 3]}, lambda row: row.texts("l"), ("'l[1]'", "text", "3")),
+        ({"b": [1, 2, 3]}, lambda row: row.box("b"), ("'b'", "box", "[1, 2, 3]")),
+        ({"b": [1, 2, 3, "4"]}, lambda row: row.box("b"), ("'b'", "box", "'4'")),
+        ({"b": [1, 2, 3, float("inf")]}, lambda row: row.box("b"), ("'b'", "box", "inf")),
+        ({"b": [1, 2, 0.2, 9]}, lambda row: row.box("b"), ("'b'", "empty box")),
+        ({"b": [40, 2, 5, 5]}, lambda row: row.box("b", (32, 32)), ("'b'", "empty box")),
     ],
 )
 def test_a_wrong_value_is_an_error_of_its_row(
@@ -123,6 +132,13 @@ def test_a_wrong_value_is_an_error_of_its_row(
 def test_values_are_read_as_what_they_are() -> None:
     row = Row("", {"a": " -12 ", "b": "TRUE", "c": False, "d": " x ", "e": 7})
     assert (row.whole("a"), row.flag("b"), row.flag("c"), row.text("d"), row.whole("e")) == (-12, True, False, "x", 7)
+
+
+def test_a_box_of_width_and_height_has_its_ends_in_whole_pixels_inside_of_its_image() -> None:
+    row = Row("", {"a": [10.4, 5, 20.4, 6.7], "b": [-3.0, 20, 50, 30]})
+    assert row.box("a") == (10, 5, 31, 12)
+    assert row.box("b") == (0, 20, 47, 50) and row.box("b", (40, 32)) == (0, 20, 40, 32)
+    assert Row("", {"l": [" a", "b "]}).texts("l") == ("a", "b")
 
 
 # JSON
@@ -192,6 +208,15 @@ def test_a_large_file_does_not_come_into_memory(tmp_path: Path) -> None:
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert path.stat().st_size > 10_000_000 and most < 1_000_000
+
+
+def test_a_small_file_is_one_object(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": ["\xc3\xa4"]}\n')
+    assert read_object(path).values == {"a": ["ä"]} and read_object(path).where == str(path)
+    for content, parts in ((b"[1]", ("object", "[1]")), (b'{"a": 1', ("not JSON",)), (b'{"a": "\xe4"}', ("UTF-8",))):
+        path.write_bytes(content)
+        says(refusal(lambda: read_object(path)), str(path), *parts)
 
 
 # JSON, an object a line

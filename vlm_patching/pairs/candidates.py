@@ -45,9 +45,12 @@ class Choice:
     answer, foil
         The words.
     clean, corrupted
-        The picture of which the answer is true, and that of which the foil is; the clean one again where there is none.
+        The picture (or the pictures) of which the answer is true, and that of which the foil is; the clean one again
+        where there is none.
     words
         Name → what stands in its place; the names become spans.
+    corrupted_words
+        Name → what stands in its place in the corrupted text, where that is something else.
     before
         What stands in front of answer and foil each, outside of their spans: articles, mostly.
     role
@@ -66,9 +69,10 @@ class Choice:
     question: str
     answer: str
     foil: str
-    clean: Picture
-    corrupted: Picture
+    clean: Picture | tuple[Picture, ...]
+    corrupted: Picture | tuple[Picture, ...]
     words: Mapping[str, str] = field(default_factory=dict)
+    corrupted_words: Mapping[str, str] = field(default_factory=dict)
     before: tuple[str, str] = ("", "")
     role: str = "option"
     lemmas: tuple[str, str] | None = None
@@ -87,15 +91,25 @@ class Choice:
         """The pair that asks for the two words in this order."""
         sides = [(OPTIONS[0], self.answer, self.before[0]), (OPTIONS[1], self.foil, self.before[1])]
         (first, one, before), (second, other, ahead) = sides if answer_first else sides[::-1]
-        question = self.question.replace("{first}", f"{_literal(before)}{{{first}}}")
-        question = question.replace("{second}", f"{_literal(ahead)}{{{second}}}")
-        text, spans = filled(question, {**self.words, first: one, second: other})
+        question = self.question.replace("{first}", f"{literal(before)}{{{first}}}")
+        question = question.replace("{second}", f"{literal(ahead)}{{{second}}}")
+        words = {**self.words, first: one, second: other}
+        text, spans = filled(question, words)
+        corrupted, moved = filled(question, {**words, **self.corrupted_words})
         if self.named is not None:
-            spans[self.named] = spans[OPTIONS[0]]
+            spans[self.named], moved[self.named] = spans[OPTIONS[0]], moved[OPTIONS[0]]
         text, spans = with_suffix(text, spans, self.suffix)
-        clean, corrupted = Prompt(self.clean, text), Prompt(self.corrupted, text)
+        corrupted, moved = with_suffix(corrupted, moved, self.suffix)
         return Pair(
-            self.id, clean, corrupted, self.answer, self.foil, spans, regions=dict(self.regions), task=self.task
+            self.id,
+            Prompt(self.clean, text),
+            Prompt(self.corrupted, corrupted),
+            self.answer,
+            self.foil,
+            spans,
+            moved if self.corrupted_words else {},
+            dict(self.regions),
+            self.task,
         )
 
 
@@ -160,5 +174,6 @@ def with_suffix(text: str, spans: Mapping[str, Span], suffix: str) -> tuple[str,
     return (text + suffix, {**spans, ASKED: (0, len(text))}) if suffix else (text, dict(spans))
 
 
-def _literal(words: str) -> str:
+def literal(words: str) -> str:
+    """Words as a template has them that are to stand as they are."""
     return words.replace("{", "{{").replace("}", "}}")

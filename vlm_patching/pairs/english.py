@@ -40,6 +40,17 @@ def article(word: str) -> str:
     return "an" if first[:1] in tuple(_VOWELS) else "a"
 
 
+def indefinite(noun: str) -> str:
+    """ "a " or "an ", as it stands before a noun; nothing before one that has no article: "people", "rice".
+
+    Examples
+    --------
+    >>> [f"{indefinite(noun)}{noun}" for noun in ("cup", "orange", "scissors", "rice")]
+    ['a cup', 'an orange', 'scissors', 'rice']
+    """
+    return "" if noun in words_of("mass") or is_plural(noun) else f"{article(noun)} "
+
+
 @cache
 def plural(noun: str) -> str:
     """The plural of a noun; of several words, the last one's.

@@ -24,7 +24,7 @@ from vlm_patching.pairs.collection import Pairs, told
 from vlm_patching.pairs.datasets import DATASETS, PairsSpec, pairs_keys
 from vlm_patching.pairs.datasets.base import Dataset, DatasetSpec, FilesSpec
 from vlm_patching.pairs.pair import Pair, Prompt
-from vlm_patching.pairs.pictures import Picture, Resized, StoredPicture, opened
+from vlm_patching.pairs.pictures import Picture, Resized, StoredPicture, files_of, opened
 from vlm_patching.pairs.reading import BadRow
 from vlm_patching.pairs.vocabulary import Exclusions, Vocabulary, exclusions
 from vlm_patching.validation import Section, explain, parse_json, read_text
@@ -167,6 +167,8 @@ def _counted(spec: DatasetSpec, survey: _Survey, taken: list[tuple[Pair, Found]]
     made = [pair for pair, _ in taken]
     if isinstance(spec, FilesSpec) and spec.size is not None:
         made = [_resized(pair, spec.size) for pair in made]
+    if isinstance(spec, FilesSpec) and spec.capitalized:
+        made = [replace(pair, answer=_capitalized(pair.answer), foil=_capitalized(pair.foil)) for pair in made]
     return Pairs(tuple(made), survey.considered, dict(survey.dropped), spec.skips, vocabulary)
 
 
@@ -176,6 +178,10 @@ def _pair(found: Found, rank: int) -> Pair:
         return found.what.pair(answer_first=rank % 2 == 0)
     assert isinstance(found.what, Pair)
     return found.what
+
+
+def _capitalized(word: str) -> str:
+    return word[:1].upper() + word[1:]
 
 
 def _resized(pair: Pair, size: tuple[int, int]) -> Pair:
@@ -292,9 +298,9 @@ def _key(seed: int, name: str) -> int:
 
 def _no_file(where: str, what: Pair | Choice) -> BadRow | None:
     """That a picture's file is missing, which can be seen without opening it."""
-    for picture in _pictures(what):
-        if isinstance(picture, Path) and not picture.exists():
-            return BadRow(where, NO_FILE, f"image {picture} does not exist")
+    for path in (path for picture in _pictures(what) for path in files_of(picture)):
+        if not path.exists():
+            return BadRow(where, NO_FILE, f"image {path} does not exist")
     return None
 
 
@@ -306,9 +312,8 @@ def _with_a_way_on(error: BadRow, spec: DatasetSpec) -> SpecError:
 
 
 def _pictures(what: Pair | Choice) -> tuple[Picture, ...]:
-    if isinstance(what, Choice):
-        return what.clean, what.corrupted
-    return (*what.clean.images, *what.corrupted.images)
+    sides = (side if isinstance(side, Prompt) else Prompt(side, "") for side in (what.clean, what.corrupted))
+    return tuple(picture for prompt in sides for picture in prompt.images)
 
 
 def _meanings(what: Pair | Choice) -> tuple[str, str]:

@@ -30,23 +30,48 @@ class StoredPicture(ABC):
     def name(self) -> str:
         """What errors call it: file, and place in the file."""
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files without which it cannot be read, where they are its own."""
+        return ()
+
 
 Picture = Image.Image | Path | StoredPicture
 
 
 @dataclass(frozen=True)
 class Resized(StoredPicture):
-    """Another picture, brought to a size (width, height)."""
+    """Another picture, brought to a size.
+
+    Attributes
+    ----------
+    picture
+        The other picture.
+    to
+        The size (width, height), or a third picture that has it.
+    """
 
     picture: Picture
-    size: tuple[int, int]
+    to: tuple[int, int] | Picture
 
     def read(self) -> Image.Image:
-        return opened(self.picture).resize(self.size, Image.Resampling.BICUBIC)
+        picture, size = opened(self.picture), self.to if isinstance(self.to, tuple) else opened(self.to).size
+        return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
 
     @property
     def name(self) -> str:
         return name_of(self.picture)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (*files_of(self.picture), *(() if isinstance(self.to, tuple) else files_of(self.to)))
+
+
+def files_of(picture: Picture) -> tuple[Path, ...]:
+    """The files that a picture is read from, as far as they can be told without reading it."""
+    if isinstance(picture, Path):
+        return (picture,)
+    return picture.files if isinstance(picture, StoredPicture) else ()
 
 
 def name_of(picture: Picture) -> str:

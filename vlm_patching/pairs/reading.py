@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO
 import ijson
 
 from vlm_patching.errors import SpecError, nearest, shown
+from vlm_patching.pairs.pair import Box
 from vlm_patching.validation import parse_json
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -76,6 +78,27 @@ class Row:
         if not value.strip():
             raise self.bad(f"{key!r} is empty")
         return value.strip()
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of texts, without spaces around them."""
+        values = self.value(key)
+        if not isinstance(values, list) or not values:
+            raise self.bad(f"{key!r} is no list of texts", f" but {shown(values)}")
+        return tuple(Row(self.where, {f"{key}[{i}]": value}).text(f"{key}[{i}]") for i, value in enumerate(values))
+
+    def box(self, key: str, size: tuple[int, int] | None = None) -> Box:
+        """A box, x, y, width, height there, as x0, y0, x1, y1 in whole pixels; cut off at the edges of a size."""
+        values = self.value(key)
+        numbers: list[Any] = values if isinstance(values, list) else []
+        if len(numbers) != 4 or not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+            raise self.bad(f"{key!r} is no box of x, y, width, height", f" but {shown(values)}")
+        x, y, width, height = numbers
+        ends = (math.inf, math.inf) if size is None else size
+        x0, y0 = max(0, round(x)), max(0, round(y))
+        x1, y1 = min(round(x + width), ends[0]), min(round(y + height), ends[1])
+        if x1 <= x0 or y1 <= y0:
+            raise self.bad(f"{key!r} is an empty box", f": {shown(values)}")
+        return x0, y0, int(x1), int(y1)
 
     def whole(self, key: str) -> int:
         """A whole number."""
@@ -166,6 +189,14 @@ def read_json_lines(path: Path) -> Iterator[Row | BadRow]:
             yield Row(where, values)
         else:
             yield BadRow(where, "no object", f"an object is expected, not {shown(values)}")
+
+
+def read_object(path: Path) -> Row:
+    """The one object of a small JSON file; `SpecError` where it holds none."""
+    values = parse_json("".join(_Lines(path)), str(path))
+    if not isinstance(values, dict):
+        raise SpecError(f"{path}: an object is expected, not {shown(values)}.", "no object")
+    return Row(str(path), values)
 
 
 def read_json(path: Path, under: str) -> Iterator[Row | BadRow]:

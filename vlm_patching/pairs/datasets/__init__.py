@@ -15,16 +15,23 @@ from pydantic import Field
 from vlm_patching.pairs.datasets import (
     clevr,
     coco_qa,
+    cooco,
     fer2013,
+    finecops_ref,
     folder,
     gqa,
+    hub,
+    iconqa,
     mit_states,
     shapes,
+    shapeworld,
     svo_probes,
+    visual_jenga,
     vqa_constraints,
     vqa_v2,
 )
 from vlm_patching.pairs.datasets.base import Dataset, DatasetSpec
+from vlm_patching.validation import Section
 
 DATASETS = {
     "shapes": Dataset(shapes.Shapes, shapes.candidates, shapes.ABOUT, shapes.FILES, sampled=False),
@@ -61,6 +68,18 @@ DATASETS = {
     "vqa_v2": Dataset(
         vqa_v2.VqaV2, vqa_v2.candidates, vqa_v2.ABOUT, vqa_v2.FILES, excluded=vqa_v2.EXCLUDED, repeats=True
     ),
+    "cooco": Dataset(cooco.Cooco, cooco.candidates, cooco.ABOUT, cooco.FILES, excluded=cooco.EXCLUDED),
+    "finecops_ref": Dataset(finecops_ref.FineCopsRef, finecops_ref.candidates, finecops_ref.ABOUT, finecops_ref.FILES),
+    "iconqa": Dataset(iconqa.IconQA, iconqa.candidates, iconqa.ABOUT, iconqa.FILES),
+    "visual_jenga": Dataset(visual_jenga.VisualJenga, visual_jenga.candidates, visual_jenga.ABOUT, visual_jenga.FILES),
+    "shapeworld": Dataset(
+        shapeworld.ShapeWorld,
+        shapeworld.candidates,
+        shapeworld.ABOUT,
+        shapeworld.FILES,
+        excluded=shapeworld.EXCLUDED,
+    ),
+    "hub": Dataset(hub.Hub, hub.candidates, hub.ABOUT, hub.FILES),
 }
 
 if TYPE_CHECKING:
@@ -71,6 +90,11 @@ else:
 
 
 def pairs_keys(location: Sequence[Any]) -> list[str]:
-    """The keys of a spec's section of pairs, at a location that names the dataset behind the section."""
+    """The keys of a spec's section of pairs, or of one inside it, at a location that names the dataset behind it."""
     named = location[1] if len(location) > 1 and location[1] in DATASETS else None
-    return list((DATASETS[named].spec if named else DatasetSpec).model_fields)
+    section: type[Section] = DATASETS[named].spec if named else DatasetSpec
+    for part in location[2:]:
+        inside = section.model_fields[part].annotation if part in section.model_fields else None
+        if isinstance(inside, type) and issubclass(inside, Section):
+            section = inside
+    return list(section.model_fields)

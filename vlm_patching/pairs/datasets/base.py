@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from vlm_patching.pairs.candidates import Found
 from vlm_patching.validation import Section
@@ -67,11 +67,15 @@ class FilesSpec(DatasetSpec):
     size
         Width and height that every picture is brought to, and the regions with it: models that take pictures as they
         are cannot exchange those of different sizes. As they are where not given.
+    capitalized
+        Answer and foil begin with a capital letter, as many models say them: the first token of "Red" is another than
+        that of "red". Texts stay.
     """
 
     path: FileName
     on_error: Literal["skip"] | None = None
     size: tuple[Side, Side] | None = None
+    capitalized: bool = False
 
     @property
     def skips(self) -> bool:
@@ -80,6 +84,25 @@ class FilesSpec(DatasetSpec):
     @property
     def folder(self) -> Path:
         return Path(self.path)
+
+
+class YesNoSpec(FilesSpec):
+    """Which pairs, of a dataset whose questions are answered by yes or no.
+
+    Attributes
+    ----------
+    yes_no
+        What yes and no are called, as the model says them: ["Yes", "No"].
+    """
+
+    yes_no: tuple[str, str] = ("yes", "no")
+
+    @field_validator("yes_no")
+    @classmethod
+    def _words_differ(cls, words: tuple[str, str]) -> tuple[str, str]:
+        if not all(word.strip() for word in words) or words[0].casefold() == words[1].casefold():
+            raise ValueError("is two words, what yes and what no is called, that differ.")
+        return words
 
 
 class QuestionsSpec(FilesSpec):

@@ -29,7 +29,7 @@ from pydantic import Field
 
 from vlm_patching.pairs.candidates import Candidate, Choice, Dropped, Found, each
 from vlm_patching.pairs.datasets.base import FilesSpec
-from vlm_patching.pairs.english import article, is_plural, participle, plural, verb_forms, words_of
+from vlm_patching.pairs.english import indefinite, is_plural, participle, plural, verb_forms, words_of
 from vlm_patching.pairs.reading import Row, image_names, read_csv
 
 ABOUT = "pictures that differ in the subject, the verb or the object of a sentence"
@@ -142,7 +142,7 @@ class _Said:
     def _before(self, number: int, noun: str) -> str:
         determiner = self.determiners[number]
         if determiner == "a":
-            determiner = "" if self.plurals[number] or noun in words_of("mass") or is_plural(noun) else article(noun)
+            return "" if self.plurals[number] else indefinite(noun)
         return f"{determiner} " if determiner else ""
 
 
