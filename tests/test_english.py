@@ -80,7 +80,7 @@ def test_the_article_of_a_word(word: str, article: str) -> None:
     assert english.article(word) == article
 
 
-@pytest.mark.parametrize("name", ["english", "svo_probes", "mit_states"])
+@pytest.mark.parametrize("name", ["english", "svo_probes", "mit_states", "coco"])
 def test_lists_of_words_hold_words(name: str) -> None:
     """YAML takes a bare `on` or `no` for a truth value."""
     if name == "english":

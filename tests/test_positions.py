@@ -158,7 +158,7 @@ def test_groups_hold_the_positions_that_they_name(described: dict[str, Any], nam
         inside = {i for i in image if overlaps(positions[i].box, region)}
         assert groups["image"] == image
         assert groups["image:object"] == inside and 1 <= len(inside) <= 4
-        assert groups["image:other"] == image - inside
+        assert groups["image:regions"] == inside and groups["image:other"] == image - inside
         assert all((positions[i].role == "object") == (i in inside) for i in image)
     else:
         assert not [group for group in groups if group.startswith("image")]

@@ -271,8 +271,9 @@ def _area(box: tuple[int, int, int, int]) -> int:
 def _image_groups(
     pair: Pair, positions: Sequence[Position], patches: Mapping[int, Patch]
 ) -> dict[str, tuple[int, ...]]:
-    """`image`, `image:<region>` for each region, `image:other`: patches outside every region; and, where there are
-    any, `cls`, `separator`, `image:thumbnail`, and `image:0`, `image:1` of several pictures. Regions are of the first.
+    """`image`, `image:<region>` for each region, `image:regions` and `image:other`: patches in any region and in none;
+    and, where there are any, `cls`, `separator`, `image:thumbnail`, and `image:0`, `image:1` of several pictures.
+    Regions are of the first.
     """
     shown = {i: patch for i, patch in patches.items() if patch.kind in ("patch", "latent")}
     groups = {"image": tuple(shown)}
@@ -283,6 +284,7 @@ def _image_groups(
         )
     if pair.regions and boxed:
         covered = {i for name in pair.regions for i in groups[f"image:{name}"]}
+        groups["image:regions"] = tuple(i for i in boxed if i in covered)
         groups["image:other"] = tuple(i for i in boxed if i not in covered)
     for kind, name in (("class", "cls"), ("separator", "separator")):
         groups[name] = tuple(i for i, patch in patches.items() if patch.kind == kind)

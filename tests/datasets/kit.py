@@ -16,11 +16,11 @@ SVO = [
 ROLES = ("subject", "verb", "object")
 
 
-def picture(path: Path, number: int = 0) -> Path:
+def picture(path: Path, number: int = 0, size: tuple[int, int] = (32, 32)) -> Path:
     """A picture of its own colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     color = (number * 37 % 256, number * 91 % 256, number * 151 % 256)
-    Image.new("RGB", (32, 32), color).save(path)
+    Image.new("RGB", size, color).save(path)
     return path
 
 

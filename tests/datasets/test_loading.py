@@ -278,3 +278,10 @@ def test_pictures_of_different_sizes_run_once_they_are_of_one(
     says(refusal(lambda: vp.run(vp.Experiment.from_dict(spec), progress=False)), "differ in size", "pairs.size")
     ds = vp.run(vp.Experiment.from_dict(changed(spec, {"pairs.size": [80, 80]})), progress=False)
     assert ds.sizes["example"] == 1
+
+
+def test_answers_may_begin_with_a_capital_letter_as_models_say_them(folder: Path) -> None:
+    plain, pairs = drawn(folder, n=6), drawn(folder, n=6, capitalized=True)
+    assert [pair.answer for pair in pairs] == [pair.answer.capitalize() for pair in plain]
+    assert [pair.foil for pair in pairs] == [pair.foil.capitalize() for pair in plain]
+    assert [(pair.clean.text, pair.spans) for pair in pairs] == [(pair.clean.text, pair.spans) for pair in plain]

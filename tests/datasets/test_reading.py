@@ -17,12 +17,15 @@ from tests.refusals import refusal, says
 from vlm_patching.pairs.reading import (
     BadRow,
     Row,
+    inside,
     read_csv,
     read_csv_at,
     read_json,
     read_json_by_key,
     read_json_lines,
+    read_json_tuples,
     read_object,
+    read_side_by_side,
 )
 
 cells = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r\x00"), max_size=8)
@@ -227,3 +230,43 @@ def test_a_line_that_holds_no_object_is_one_bad_row(tmp_path: Path) -> None:
     says(str(found[1]), f"{path}, line 3 is not JSON", "column 2")
     says(str(found[2]), f"{path}, line 4", "object", "[2]")
     assert isinstance(found[3], Row) and found[3].values == {"a": "x\u2028y"} and found[3].where.endswith("line 5")
+
+
+# Short lists, and files side by side
+
+
+def test_short_lists_are_rows_of_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("[[1, 2], [3], {}, [4, 5]]")
+    found = list(read_json_tuples(path, ("one", "other")))
+    assert [row.values for row in found if isinstance(row, Row)] == [{"one": 1, "other": 2}, {"one": 4, "other": 5}]
+    says(str(found[1]), f"{path}, entry[1]", "a list of 2", "[3]")
+    says(str(found[2]), f"{path}, entry[2]", "a list of 2")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(cells.filter(lambda c: "\n" not in c), cells.filter(lambda c: "\n" not in c)), max_size=6))
+def test_lines_of_one_number_belong_together(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
+) -> None:
+    folder = tmp_path_factory.mktemp("lines")
+    for place, name in enumerate(("a", "b")):
+        (folder / name).write_text("".join(f"{row[place]}\n" for row in rows), encoding="utf-8")
+    found = list(read_side_by_side({"x": folder / "a", "y": folder / "b"}))
+    assert [(row.values["x"], row.values["y"]) for row in found] == rows
+    assert [row.where for row in found] == [f"{folder / 'a'}, line {number}" for number in range(1, len(rows) + 1)]
+    with (folder / "b").open("a") as file:
+        file.write("more\n")
+    says(
+        refusal(lambda: list(read_side_by_side({"x": folder / "a", "y": folder / "b"}))),
+        *(f"{folder / 'a'} ends at line {len(rows)}", str(folder / "b")),
+    )
+
+
+def test_a_file_is_found_in_a_folder_or_in_one_inside_it(tmp_path: Path) -> None:
+    assert inside(tmp_path, "a.json") == tmp_path / "a.json"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.json").touch()
+    assert inside(tmp_path, "a.json") == tmp_path / "in" / "a.json"
+    (tmp_path / "a.json").touch()
+    assert inside(tmp_path, "a.json") == tmp_path / "a.json"

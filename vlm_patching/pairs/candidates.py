@@ -17,6 +17,9 @@ from vlm_patching.pairs.pictures import Picture
 from vlm_patching.pairs.reading import BadRow, Row
 from vlm_patching.pairs.text_corruptions import OPTIONS
 
+ASKED = "asked"
+"""The span of the question alone, where something stands behind it."""
+
 
 @dataclass(frozen=True)
 class Dropped:
@@ -42,7 +45,8 @@ class Choice:
     answer, foil
         The words.
     clean, corrupted
-        The picture (or the pictures) of which the answer is true, and that of which the foil is.
+        The picture (or the pictures) of which the answer is true, and that of which the foil is; the clean one again
+        where there is none.
     words
         Name → what stands in its place; the names become spans.
     corrupted_words
@@ -57,6 +61,8 @@ class Choice:
         Another name for the span of the answer.
     regions, task
         As a `Pair` has them.
+    suffix
+        What stands behind the question.
     """
 
     id: str
@@ -73,6 +79,7 @@ class Choice:
     named: str | None = None
     regions: Mapping[str, Box] = field(default_factory=dict)
     task: str = ""
+    suffix: str = ""
 
     @property
     def meanings(self) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -91,6 +98,8 @@ class Choice:
         corrupted, moved = filled(question, {**words, **self.corrupted_words})
         if self.named is not None:
             spans[self.named], moved[self.named] = spans[OPTIONS[0]], moved[OPTIONS[0]]
+        text, spans = with_suffix(text, spans, self.suffix)
+        corrupted, moved = with_suffix(corrupted, moved, self.suffix)
         return Pair(
             self.id,
             Prompt(self.clean, text),
@@ -105,7 +114,7 @@ class Choice:
 
 
 Candidate = Pair | Choice | Dropped
-Made = TypeVar("Made", bound=Candidate)
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -158,6 +167,11 @@ def filled(template: str, words: Mapping[str, str]) -> tuple[str, dict[str, Span
             spans[name] = (len(text), len(text) + len(words[name]))
             text += words[name]
     return text, spans
+
+
+def with_suffix(text: str, spans: Mapping[str, Span], suffix: str) -> tuple[str, dict[str, Span]]:
+    """A question with something behind it, and its spans, the question itself among them as `asked`."""
+    return (text + suffix, {**spans, ASKED: (0, len(text))}) if suffix else (text, dict(spans))
 
 
 def literal(words: str) -> str:

@@ -167,6 +167,8 @@ def _counted(spec: DatasetSpec, survey: _Survey, taken: list[tuple[Pair, Found]]
     made = [pair for pair, _ in taken]
     if isinstance(spec, FilesSpec) and spec.size is not None:
         made = [_resized(pair, spec.size) for pair in made]
+    if isinstance(spec, FilesSpec) and spec.capitalized:
+        made = [replace(pair, answer=_capitalized(pair.answer), foil=_capitalized(pair.foil)) for pair in made]
     return Pairs(tuple(made), survey.considered, dict(survey.dropped), spec.skips, vocabulary)
 
 
@@ -176,6 +178,10 @@ def _pair(found: Found, rank: int) -> Pair:
         return found.what.pair(answer_first=rank % 2 == 0)
     assert isinstance(found.what, Pair)
     return found.what
+
+
+def _capitalized(word: str) -> str:
+    return word[:1].upper() + word[1:]
 
 
 def _resized(pair: Pair, size: tuple[int, int]) -> Pair:
@@ -263,11 +269,10 @@ class _Survey:
             if isinstance(what, Dropped):
                 self.dropped[what.reason] += 1
                 continue
+            if (isinstance(what, Choice) or self.dataset.excluded) and near(*_meanings(what)):
+                self.dropped[ALIKE] += 1
+                continue
             if isinstance(what, Choice):
-                (_, one), (_, other) = what.meanings
-                if near(one, other):
-                    self.dropped[ALIKE] += 1
-                    continue
                 self.words.setdefault(what.role, {}).update(what.meanings)
             yield key, found
 
@@ -309,6 +314,14 @@ def _with_a_way_on(error: BadRow, spec: DatasetSpec) -> SpecError:
 def _pictures(what: Pair | Choice) -> tuple[Picture, ...]:
     sides = (side if isinstance(side, Prompt) else Prompt(side, "") for side in (what.clean, what.corrupted))
     return tuple(picture for prompt in sides for picture in prompt.images)
+
+
+def _meanings(what: Pair | Choice) -> tuple[str, str]:
+    """What exclusion lists know answer and foil by."""
+    if isinstance(what, Choice):
+        (_, one), (_, other) = what.meanings
+        return one, other
+    return what.answer, what.foil
 
 
 class _Pictures:

@@ -24,6 +24,7 @@ RESERVED = (
     "cls",
     "separator",
     "other",
+    "regions",
     "thumbnail",
     "position",
     "edges",

@@ -225,11 +225,54 @@ def read_json(path: Path, under: str) -> Iterator[Row | BadRow]:
         yield _entry(where, entry)
 
 
+def read_json_tuples(path: Path, names: Sequence[str], under: str = "") -> Iterator[Row | BadRow]:
+    """The same of a list of short lists: each with a name for every place in it."""
+    inside = f"{under}.item" if under else "item"
+    for number, entry in _Entries(path).all(ijson.items, inside):
+        where = f"{path}, {under or 'entry'}[{number}]"
+        if isinstance(entry, list) and len(entry) == len(names):
+            yield Row(where, dict(zip(names, entry, strict=True)))
+        else:
+            yield BadRow(where, f"no list of {len(names)}", f"a list of {len(names)} is expected, not {shown(entry)}")
+
+
 def read_json_by_key(path: Path, under: str = "") -> Iterator[tuple[str, Row | BadRow]]:
     """The same of an object whose values are objects: each key and its value."""
     for _, (key, entry) in _Entries(path).all(ijson.kvitems, under):
         where = f"{path}, {under or 'entry'}[{key!r}]"
         yield key, _entry(where, entry)
+
+
+def read_side_by_side(files: Mapping[str, Path]) -> Iterator[Row]:
+    """Text files of which the lines of one number belong together: name → line of that file.
+
+    Raises
+    ------
+    SpecError
+        No file, bytes that are not UTF-8, or one that ends before the others.
+    """
+    lines = {name: _Lines(path) for name, path in files.items()}
+    while True:
+        row = {name: next(each, None) for name, each in lines.items()}
+        if all(line is None for line in row.values()):
+            return
+        number = max(each.number for each in lines.values())
+        for name, line in row.items():
+            if line is None:
+                longer = next(path for other, path in files.items() if row[other] is not None)
+                raise SpecError(
+                    f"{files[name]} ends at line {number - 1}, before {longer}: the lines of one number belong "
+                    "together, so one of the files is cut off."
+                )
+        yield Row(
+            f"{next(iter(files.values()))}, line {number}", {n: str(line).rstrip("\r\n") for n, line in row.items()}
+        )
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file of a folder, or of one of the folders in it; where there is none, where it would be."""
+    path = folder / name
+    return path if path.exists() else next(iter(sorted(folder.glob(f"*/{name}"))), path)
 
 
 def read_lists(path: Path) -> dict[str, tuple[str, ...]]:

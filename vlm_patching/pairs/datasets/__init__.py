@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from vlm_patching.pairs.datasets import (
+    clevr,
+    coco_qa,
     cooco,
     fer2013,
     finecops_ref,
     folder,
+    gqa,
     hub,
     iconqa,
     mit_states,
@@ -24,6 +27,8 @@ from vlm_patching.pairs.datasets import (
     shapeworld,
     svo_probes,
     visual_jenga,
+    vqa_constraints,
+    vqa_v2,
 )
 from vlm_patching.pairs.datasets.base import Dataset, DatasetSpec
 from vlm_patching.validation import Section
@@ -47,6 +52,22 @@ DATASETS = {
         excluded=mit_states.EXCLUDED,
     ),
     "fer2013": Dataset(fer2013.Fer2013, fer2013.candidates, fer2013.ABOUT, fer2013.FILES),
+    "coco_qa": Dataset(
+        coco_qa.CocoQa, coco_qa.candidates, coco_qa.ABOUT, coco_qa.FILES, excluded=coco_qa.EXCLUDED, repeats=True
+    ),
+    "gqa": Dataset(gqa.Gqa, gqa.candidates, gqa.ABOUT, gqa.FILES),
+    "vqa_constraints": Dataset(
+        vqa_constraints.VqaConstraints,
+        vqa_constraints.candidates,
+        vqa_constraints.ABOUT,
+        vqa_constraints.FILES,
+        excluded=vqa_constraints.EXCLUDED,
+        repeats=True,
+    ),
+    "clevr": Dataset(clevr.Clevr, clevr.candidates, clevr.ABOUT, clevr.FILES, repeats=True),
+    "vqa_v2": Dataset(
+        vqa_v2.VqaV2, vqa_v2.candidates, vqa_v2.ABOUT, vqa_v2.FILES, excluded=vqa_v2.EXCLUDED, repeats=True
+    ),
     "cooco": Dataset(cooco.Cooco, cooco.candidates, cooco.ABOUT, cooco.FILES, excluded=cooco.EXCLUDED),
     "finecops_ref": Dataset(finecops_ref.FineCopsRef, finecops_ref.candidates, finecops_ref.ABOUT, finecops_ref.FILES),
     "iconqa": Dataset(iconqa.IconQA, iconqa.candidates, iconqa.ABOUT, iconqa.FILES),

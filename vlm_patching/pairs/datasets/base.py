@@ -67,11 +67,15 @@ class FilesSpec(DatasetSpec):
     size
         Width and height that every picture is brought to, and the regions with it: models that take pictures as they
         are cannot exchange those of different sizes. As they are where not given.
+    capitalized
+        Answer and foil begin with a capital letter, as many models say them: the first token of "Red" is another than
+        that of "red". Texts stay.
     """
 
     path: FileName
     on_error: Literal["skip"] | None = None
     size: tuple[Side, Side] | None = None
+    capitalized: bool = False
 
     @property
     def skips(self) -> bool:
@@ -99,6 +103,26 @@ class YesNoSpec(FilesSpec):
         if not all(word.strip() for word in words) or words[0].casefold() == words[1].casefold():
             raise ValueError("is two words, what yes and what no is called, that differ.")
         return words
+
+
+class QuestionsSpec(FilesSpec):
+    """Which pairs, of a dataset whose questions are asked as they are written, about pictures that lie elsewhere.
+
+    Attributes
+    ----------
+    images
+        The folder with the pictures; `images` in the dataset's own where not given.
+    suffix
+        What stands behind every question, as it is written: " Answer in a few words.". Pairs then have the span
+        `asked`, of the question alone.
+    """
+
+    images: FileName | None = None
+    suffix: str = ""
+
+    @property
+    def pictures(self) -> Path:
+        return Path(self.images) if self.images else self.folder / "images"
 
 
 @dataclass(frozen=True)
