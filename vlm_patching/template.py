@@ -112,12 +112,13 @@ def _pairs(dataset: str) -> dict[str, Any]:
 
 
 def _needed(section: type[BaseModel], path: str) -> dict[str, Any]:
-    """What must be given of a section, to be filled in: a path, and names."""
-    return {
-        entry.name: _needed(entry.sections[0], path) if entry.sections else path if entry.name == "path" else entry.name
-        for entry in entries(section)
-        if entry.required and entry.name != "dataset"
-    }
+    """What must be given of a section: a path and names to be filled in, the first of those that are allowed."""
+    needed: dict[str, Any] = {}
+    for entry in entries(section):
+        if entry.required and entry.name != "dataset":
+            named = path if entry.name == "path" else (*entry.allowed, entry.name)[0]
+            needed[entry.name] = _needed(entry.sections[0], path) if entry.sections else named
+    return needed
 
 
 def _section_of(entry: Entry, given: Values) -> type[BaseModel]:

@@ -19,7 +19,7 @@ from vlm_patching.pairs import CORRUPTED_INPUT, IMAGE_CORRUPTIONS
 from vlm_patching.pairs.pair import RESERVED
 
 WRITTEN = pages.written()
-NOT_GROUPS = ("other", "thumbnail", "position", "edges")
+NOT_GROUPS = ("other", "regions", "thumbnail", "position", "edges")
 """Names that spans cannot have either, but that are no groups: parts of selectors, and a graph's own dimensions."""
 
 
