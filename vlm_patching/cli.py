@@ -17,9 +17,9 @@ from typing import Annotated
 
 import typer
 
-from vlm_patching.commands import bundle, doctor, pairs, remote, serve
+from vlm_patching.commands import bundle, doctor, pairs, plot, remote, serve
 from vlm_patching.commands.output import AsJson, Changes, Family, Spec, parse_changes, show
-from vlm_patching.errors import RunError, SpecError, unknown
+from vlm_patching.errors import RunError, SpecError
 from vlm_patching.validation import parse_yaml
 
 app = typer.Typer(
@@ -151,42 +151,6 @@ def plan(
 
 
 @app.command()
-def plot(
-    store: Annotated[Path, typer.Argument(help="A store that `run` has written.")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The figure; STORE with .png where not given.")
-    ] = None,
-    metric: Annotated[str, typer.Option(help="Which metric's effect.")] = "probability",
-    site: Annotated[str | None, typer.Option(help="Only this site.")] = None,
-    position: Annotated[str | None, typer.Option(help="Heads: at which position.")] = None,
-    normalize: Annotated[bool, typer.Option("--normalize", help="Shares of the total effect.")] = False,
-) -> None:
-    """Draw a store: a heatmap, the lines of a knockout or a lens, or what heads look at."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import vlm_patching as vp
-
-    ds = vp.load_results(store)
-    output = output or store.with_name(store.name).with_suffix(".png")
-    known = [f".{name}" for name in ("png", "pdf", "svg", "jpg")]
-    if output.suffix.lower() not in known:
-        raise unknown("kind of figure", output.suffix, known)
-    if "head" not in ds.dims and position is not None:
-        raise SpecError("--position is for sweeps of heads; a heatmap shows every position.")
-    labels = [str(label) for label in ds["position"].values] if "head" in ds.dims else []
-    if position is None and len(labels) > 1:
-        raise SpecError(f"Name one position of {', '.join(labels)} by --position.")
-    (figure,) = vp.plot.draw(ds, metric, site=site, position=position, normalize=normalize).values()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, dpi=150)
-    except OSError as error:
-        raise SpecError(f"The figure could not be written to {output}: {error}.") from error
-    print(output)
-
-
-@app.command()
 def diagnose(
     spec: Spec,
     changes: Changes = None,
@@ -196,11 +160,20 @@ def diagnose(
         typer.Option("--corruption", metavar="YAML", help="To be compared: a kind, or {kind: ..., ...}; repeatable."),
     ] = None,
     as_json: AsJson = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Draw it too: a png, pdf, svg or jpg.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one for a small model.")] = None,
 ) -> None:
     """Show what corruptions do: how often the answer flips, the total effects, how far activations move."""
-    import vlm_patching as vp
+    import matplotlib as mpl
 
+    mpl.use("Agg")
+    import vlm_patching as vp
+    from vlm_patching.plots.style import check_format
+
+    if output is not None:
+        check_format(output.suffix)
     experiment = vp.Experiment.from_spec(spec, parse_changes(changes, family))
     parsed = [parse_yaml(text, f"--corruption {text!r}") for text in corruptions or []]
     sections = [section if isinstance(section, dict) else {"kind": section} for section in parsed]
@@ -218,6 +191,9 @@ def diagnose(
             row[f"{quantity} at most"] = ", ".join(shown)
         rows.append(row)
     show(rows, as_json, tuple(rows[0]))
+    if output is not None:
+        vp.plot.save(vp.plot.corruptions(ds), output, dpi=150)
+        print(output, file=sys.stderr if as_json else sys.stdout)
 
 
 @app.command()
@@ -289,6 +265,8 @@ def datasets(as_json: AsJson = False) -> None:
     show(rows, as_json, ("name", "about", "files", "options"))
 
 
+app.command()(plot.plot)
+app.command()(plot.figures)
 app.command()(remote.jobs)
 app.command()(doctor.doctor)
 app.command("serve-ndif")(serve.serve_ndif)
