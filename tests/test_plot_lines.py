@@ -208,3 +208,108 @@ def test_a_saved_picture_is_not_blank(tmp_path: Path) -> None:
         vp.plot.save(drawn, tmp_path / f"{i}.png", dpi=60)
         with Image.open(tmp_path / f"{i}.png") as image:
             assert len(image.convert("RGB").getcolors(maxcolors=2**24)) > 50
+
+
+# Effects: lines and windows
+
+
+def patched(positions: tuple[str, ...] = ("subject", "last"), windows: tuple[int, ...] = (1,)) -> xr.Dataset:
+    """Two sites, four layers, two draws; the last example was not kept."""
+    rng = np.random.default_rng(2)
+    values = rng.uniform(0.1, 0.9, (6, 2, 4, len(windows), len(positions), 2)).astype(np.float32)
+    coords = labels(6, 5, ["language.mlp_out", "language.attn_out"], 4)
+    covered = [[[min(4, layer + (w + 1) // 2) - max(0, layer - w // 2) for w in windows] for layer in range(4)]] * 2
+    return xr.Dataset(
+        {
+            "probability": (("example", "site", "layer", "window", "position", "draw"), values),
+            "probability_clean": ("example", np.full(6, 0.95, np.float32)),
+            "probability_corrupted": (("example", "draw"), rng.uniform(0, 0.1, (6, 2)).astype(np.float32)),
+        },
+        coords
+        | {
+            "window": list(windows),
+            "position": list(positions),
+            "layers_covered": (("site", "layer", "window"), covered),
+        },
+        {"method": "patch", "direction": "denoise", "name": "figure-name", "model": "shapes-llava"},
+    )
+
+
+def test_lines_show_the_mean_effect_and_its_interval_of_every_position_a_panel_for_each_site() -> None:
+    ds = patched()
+    axes = vp.plot.lines(ds)
+    effect = vp.effect(ds).isel(window=0)
+    for ax, site in zip(axes, ds["site"].values, strict=True):
+        assert ax.get_title() == site and list(lines(ax)) == ["subject", "last"]
+        for i, position in enumerate(("subject", "last")):
+            wanted = bootstrap(effect.sel(site=site, position=position))
+            np.testing.assert_allclose(lines(ax)[position].get_ydata(), wanted["mean"], rtol=1e-6)
+            check_band(ax, i, wanted)
+    assert "indirect effect" in axes[0].get_ylabel() and "carries the answer" in axes[0].get_ylabel().replace("\n", " ")
+
+
+def test_normalised_lines_are_those_of_the_heatmap() -> None:
+    ds = patched()
+    ax = vp.plot.lines(ds, site="language.mlp_out", normalize=True)
+    mesh = vp.plot.heatmap(ds, site="language.mlp_out", normalize=True).collections[0]
+    for i, name in enumerate(("subject", "last")):
+        np.testing.assert_allclose(lines(ax)[name].get_ydata(), mesh.get_array()[::-1, i], rtol=1e-5)
+
+
+def test_lines_may_be_for_sites_or_windows_and_the_rest_are_panels() -> None:
+    ds = patched(windows=(1, 3))
+    axes = vp.plot.lines(ds, by="site", position="last")
+    assert [ax.get_title() for ax in axes] == ["window 1", "window 3"]
+    assert list(lines(axes[0])) == ds["site"].values.tolist()
+    chosen = vp.plot.lines(ds, position=["last", "subject"], site="language.mlp_out", window=3)
+    assert list(lines(chosen)) == ["last", "subject"]
+
+
+def test_a_knockout_in_lines_is_in_percent() -> None:
+    ds = knocked_out()
+    ax, same = vp.plot.lines(ds, site="language"), vp.plot.knockout(ds, site="language")
+    for name in WORDS:
+        np.testing.assert_array_equal(lines(ax)[name].get_ydata(), lines(same)[name].get_ydata())
+
+
+def test_windows_are_lines_beside_the_sums_of_their_single_layers() -> None:
+    ds = patched(windows=(1, 2, 3))
+    axes = vp.plot.windows(ds)
+    assert [ax.get_title() for ax in axes] == [
+        f"{site}, {position}" for site in ds["site"].values for position in ("subject", "last")
+    ]
+    single = vp.effect(ds).mean(("example", "draw")).sel(site="language.mlp_out", position="last")
+    found = lines(axes[1])
+    assert list(found) == ["1", "2", "3", "sum of single layers"]
+    np.testing.assert_allclose(found["3"].get_ydata(), single.sel(window=3), rtol=1e-5)
+    alone = single.sel(window=1).values
+    wanted = {2: [alone[0], *(alone[i - 1] + alone[i] for i in (1, 2, 3))], 3: np.convolve(alone, [1, 1, 1], "same")}
+    for width, sums in wanted.items():
+        (dashed,) = [
+            line
+            for line in axes[1].get_lines()
+            if line.get_linestyle() == "--" and line.get_color() == found[str(width)].get_color()
+        ]
+        np.testing.assert_allclose(dashed.get_ydata(), sums, rtol=1e-5)
+    assert "sum of single layers" not in lines(vp.plot.windows(ds, sums=False)[0])
+
+
+def test_sums_are_left_out_where_layers_of_a_window_were_not_run() -> None:
+    ds = patched(windows=(1, 3)).isel(layer=[0, 3])
+    assert "sum of single layers" not in lines(vp.plot.windows(ds)[0])
+
+
+def test_more_lines_than_can_be_told_apart_are_refused() -> None:
+    many = patched(tuple(f"group-{i}" for i in range(9)))
+    one = patched()
+    for call, named in (
+        (lambda: vp.plot.lines(many), "9 lines.*heatmap"),
+        (lambda: vp.plot.windows(one), "plot.lines"),
+        (lambda: vp.plot.lines(one, by="layer"), "Known: position"),
+        (lambda: vp.plot.lines(one, by="head"), "no dimension head"),
+        (lambda: vp.plot.lines(one, position="lst"), "Did you mean 'last'"),
+        (lambda: vp.plot.lines(one, ax=plt.gca()), "site: language.mlp_out, language.attn_out"),
+        (lambda: vp.plot.lines(read(3)), "plot.lens"),
+    ):
+        with pytest.raises(vp.SpecError, match=named):
+            call()  # type: ignore[no-untyped-call]

@@ -64,7 +64,7 @@ FIGURES: dict[str, Kind] = {
     "head_function": Kind(
         "what every head looks at in the picture, in one number",
         ("attention",),
-        ("statistic", "site", "position", "layers", "limit"),
+        ("statistic", "site", "position", "region", "layers", "limit"),
     ),
     "universal_heads": Kind(
         "heads that matter in every task, by the published and by the tested rule",
@@ -123,7 +123,7 @@ FIGURES: dict[str, Kind] = {
     "corruptions": Kind(
         "what corruptions do before anything is patched: flips, total effects, how far activations move",
         ("diagnose",),
-        ("metric", "quantity"),
+        ("metric", "quantity", "site"),
         "Zhang & Nanda 2023",
     ),
 }
@@ -173,7 +173,7 @@ class FigureSpec(Section):
     statistic
         Head functions: which number.
     minus_mean, region
-        Attention: take off the mean of all heads. Which region is framed.
+        Attention: take off the mean of all heads. Which region is framed, or pointed at.
     quantity
         Corruptions: only this one.
     """

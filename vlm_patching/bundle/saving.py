@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -174,7 +175,7 @@ def _vectors_of(graph: InterventionGraph, ds: xr.Dataset) -> bytes | None:
 
 
 def _write_figures(ds: xr.Dataset, given: Mapping[str, Figure] | None, folder: Path, pairs: Sequence[Pair]) -> None:
-    """The given figures, or the dataset's own: none of what `plot.draw` refuses, as results without a kept pair."""
+    """The given figures, or the dataset's own but those that cannot be drawn, as of results without a kept pair."""
     import matplotlib.pyplot as plt
 
     figures = _drawn(ds, pairs) if given is None else given
@@ -188,9 +189,10 @@ def _write_figures(ds: xr.Dataset, given: Mapping[str, Figure] | None, folder: P
 
 
 def _drawn(ds: xr.Dataset, pairs: Sequence[Pair]) -> dict[str, Figure]:
-    from vlm_patching.plots import draw
+    from vlm_patching.plots import draw_one, figures_of
 
-    try:
-        return draw(ds, pairs=pairs)
-    except SpecError:
-        return {}
+    drawn = {}
+    for name, spec in figures_of(ds).items():
+        with suppress(SpecError):
+            drawn[name] = draw_one(ds, spec, pairs=pairs)
+    return drawn

@@ -138,6 +138,7 @@ def head_function(
     *,
     site: str | None = None,
     position: str | None = None,
+    region: str = "object",
     layers: str = "y",
     limit: float | None = None,
     labeller: Labeller | None = None,
@@ -154,6 +155,8 @@ def head_function(
         for; `mass`, `top_k_share`, `entropy`.
     site, position
         Only this one; needed with `ax` where the dataset has several.
+    region
+        Role of the patches that the pointing ratio is about.
     layers, limit, labeller, ax
         As in `heatmap`.
 
@@ -171,7 +174,10 @@ def head_function(
     if statistic not in _STATISTICS:
         raise unknown("statistic of head_functions", statistic, _STATISTICS)
     labeller = labeller or Labeller()
-    found = head_functions(ds)
+    top_k = {"top_k": 1} if statistic != "top_k_share" else {}  # others ask for no number of patches
+    roles = sorted(set(ds["key_role"].values[patch_keys(ds).values]))
+    about = region if statistic == "pointing_ratio" or region in roles else next(iter(roles), region)
+    found = head_functions(ds, region=about, **top_k)
     values = found[statistic].where(ds["kept"] == "kept").mean("example")
     values = select(values, {"site": site, "position": position})
     if statistic == "pointing_ratio":

@@ -62,7 +62,7 @@ def lines(
     strength: float | None = None,
     head: int | None = None,
     normalize: bool = False,
-    patches: str = "auto",
+    patches: str = "regions",
     labeller: Labeller | None = None,
     ax: Axes | None = None,
 ) -> Drawn:
@@ -207,7 +207,7 @@ def windows(
     if ds.sizes.get("window", 1) < 2:
         raise SpecError("plot.windows compares widths of the window, and this dataset has one: plot.lines draws it.")
     labeller = labeller or Labeller()
-    values, names = _effects(ds, metric, {"site": site}, position, normalize, "auto", labeller)
+    values, names = _effects(ds, metric, {"site": site}, position, normalize, "regions", labeller)
     panels = split(values, ("site", "position", "strength", "head"), ax)
     label = effect_label(ds, metric, normalize, labeller)
     beside = None
