@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import vlm_patching as vp
 from vlm_patching.figures import FIGURES, FigureSpec
 from vlm_patching.plots.draw import FUNCTIONS, arguments_of, default_metric
 
+DOCS = Path(__file__).parents[1] / "docs"
 SPEC: dict[str, Any] = {
     "name": "figures",
     "model": {"name": "shapes-llava"},
@@ -73,6 +75,17 @@ def test_every_preset_names_its_figures(preset: str) -> None:
     for each in spec.figures:
         assert spec.method in FIGURES[each.figure].methods
         assert {each.metric, each.other_metric} <= {None, *spec.metrics}
+
+
+def test_the_page_shows_every_figure_of_the_table_with_small_pictures() -> None:
+    page = (DOCS / "figures.md").read_text(encoding="utf-8")
+    words = " ".join(page.split())
+    for name, kind in FIGURES.items():
+        assert f"### {name}\n" in page and f"{kind.about[0].upper()}{kind.about[1:]}." in words
+    pictures = re.findall(r"\]\((figures/\w+\.png)\)", page)
+    assert {Path(picture).name for picture in pictures} == {path.name for path in (DOCS / "figures").iterdir()}
+    assert len(pictures) >= len(FIGURES)
+    assert sum((DOCS / picture).stat().st_size for picture in pictures) < 600_000
 
 
 # A spec's list

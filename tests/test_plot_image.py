@@ -139,6 +139,11 @@ def test_the_pictures_pixels_lie_under_their_patches(patched: xr.Dataset) -> Non
     assert np.argmax(darkness) == 4 and sorted(darkness)[-2] < 0.5 * max(darkness)
 
 
+def test_a_group_of_one_patch_is_not_painted_as_a_patch(patched: xr.Dataset) -> None:
+    ds = patched.assign_coords(position=["cls", "image:object", *patched["position"].values[2:]])
+    assert list(drawn(vp.plot.image(ds, "a", PICTURE, layer=4))) == BOXES[1:]
+
+
 def test_a_frame_is_around_the_regions_patches(attention: xr.Dataset) -> None:
     (frame,) = [p for p in vp.plot.attention(attention, "a", PICTURE, layer=4, head=0).patches]
     assert isinstance(frame, Rectangle)

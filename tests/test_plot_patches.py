@@ -120,6 +120,13 @@ def test_every_array_is_gathered_alike_and_keeps_its_dimensions() -> None:
     assert first.dims == effect.dims and len(names) == first.sizes["position"] == 4
 
 
+def test_a_group_that_happens_to_have_one_patch_stays_a_group() -> None:
+    ds = dataset().isel(position=[0, 1, 5, 25])
+    ds = ds.assign_coords(position=["0", "image:object", "image:other", "25"])
+    drawn = columns(vp.plot.heatmap(ds, patches="regions"))
+    assert list(drawn) == ["<s>", "image:object", "image:other", ":"]
+
+
 def test_another_word_is_refused() -> None:
     with pytest.raises(vp.SpecError, match="Did you mean 'block'"):
         vp.plot.heatmap(dataset(), patches="blocks")

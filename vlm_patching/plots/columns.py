@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from vlm_patching.errors import unknown
-from vlm_patching.plots.labels import Labeller, position_labels
+from vlm_patching.plots.labels import Labeller, is_one_position, position_labels
 
 PATCHES = ("auto", "expanded", "block", "rows", "regions")
 MOST_PATCHES = 20
@@ -77,7 +77,8 @@ def _single_patches(ds: xr.Dataset) -> np.ndarray:
     if not {"modality", "row"} <= set(ds.coords):
         return np.zeros((ds.sizes["example"], ds.sizes["position"]), dtype=bool)
     patch = ((ds["modality"] == "image") & (ds["row"] >= 0)).transpose("example", "position").values
-    return np.asarray(patch & _kept(ds)[:, None])
+    alone = np.array([is_one_position(label) for label in ds["position"].values])
+    return np.asarray(patch & alone & _kept(ds)[:, None])
 
 
 def _groups(ds: xr.Dataset, single: np.ndarray, patches: str) -> dict[str, np.ndarray]:

@@ -97,9 +97,8 @@ def corruptions(
     if ax is None and current().title:
         figure = figure_of(axes[0])
         pairs = ds.sizes["example"]
-        text = (
-            f"{ds.attrs.get('name', '')}: corruptions of {labeller.word(str(ds.attrs.get('model', '')))}, {pairs} pairs"
-        )
+        model = labeller.model(str(ds.attrs.get("model", "")))
+        text = f"{ds.attrs.get('name', '')}: corruptions of {model}, {pairs} pairs"
         figure.suptitle(fitted(text, figure.get_figwidth() - 0.2))
     return returned(axes)
 

@@ -118,7 +118,9 @@ def _names(ds: xr.Dataset, chosen: Sequence[dict[str, Any]], labeller: Labeller)
         name = labeller.head(int(cell["layer"]), int(cell["head"])) if "head" in cell else f"L{int(cell['layer'])}"
         name += f" @ {known[str(cell['position'])]}" if "position" in cell else ""
         others = [n for n in ("site", "window", "strength") if n in cell and ds.sizes[n] > 1]
-        found.append(", ".join([name, *(labeller.chosen(n, cell[n]) for n in others)]))
+        # a name may be broken after a comma, and not before a number
+        words = [labeller.chosen(n, cell[n]).replace(" ", "\N{NO-BREAK SPACE}") for n in others]
+        found.append(", ".join([name, *words]))
     return found
 
 

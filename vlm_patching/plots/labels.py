@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -29,6 +31,14 @@ _WORDS = {
     "further": "further tokens",
     "answer_option|foil_option": "option",
 }
+
+
+_ONE = re.compile(r"-?\d+|(i\d+)?(t-?\d+)?r\d+c\d+")
+
+
+def is_one_position(label: object) -> bool:
+    """Whether a label is of a token or a patch (an index, ``r0c3``), and not of a group, even one of one member."""
+    return _ONE.fullmatch(str(label)) is not None
 
 
 class Labeller:
@@ -78,6 +88,10 @@ class Labeller:
     def mean_of(self, group: str) -> str:
         """A column that is a mean over the single positions of a group."""
         return f"{self.word(group)}, mean"
+
+    def model(self, model: str) -> str:
+        """A model: a bundled name or a hub id as it is, of a folder its own name."""
+        return self.words.get(model) or (Path(model).name if Path(model).is_absolute() else model)
 
     def site(self, site: str) -> str:
         """A site, or several that are patched together ("a+b")."""
@@ -164,5 +178,5 @@ def subtitle(ds: xr.Dataset, metric: str, labeller: Labeller | None = None) -> s
         scale = f"total effect {float(total_effect(ds, metric).mean()):.3g}"
     else:
         scale = f"clean run {float(ds[f'{metric}_clean'].where(kept).mean()):.3g}"
-    model = (labeller or Labeller()).word(str(ds.attrs.get("model", "")))
+    model = (labeller or Labeller()).model(str(ds.attrs.get("model", "")))
     return f"{model}: {done}, {pairs}, {scale}"

@@ -18,7 +18,7 @@ from PIL.Image import Image
 
 from vlm_patching.errors import SpecError, unknown
 from vlm_patching.pairs.pair import Box
-from vlm_patching.plots.labels import Labeller
+from vlm_patching.plots.labels import Labeller, is_one_position
 from vlm_patching.plots.maps import DIVERGING, bar_aspect, say
 from vlm_patching.plots.panels import fitted
 from vlm_patching.plots.style import (
@@ -121,7 +121,9 @@ def _boxes(one: xr.Dataset, prefix: str) -> np.ndarray:
         raise SpecError(
             f"This dataset says no boxes of patches ({prefix}box): sweep single patches, for example each:image."
         )
+    labels = one["key" if prefix else "position"].values
     patch = (one[f"{prefix}row"].values >= 0) & (one[f"{prefix}modality"].values == "image")
+    patch &= np.array([is_one_position(label) for label in labels])
     boxes = np.asarray(one[f"{prefix}box"].transpose(..., "corner").values, dtype=float)
     known = patch & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return np.where(known[:, None], boxes, np.nan)
@@ -256,7 +258,7 @@ def headline(drawn: Drawn, ds: xr.Dataset, chosen: str, labeller: Labeller) -> N
     question = str(one["example"].item())
     if "text" in one.coords:
         question += f": {one['text'].item()}" + (f" → {one['answer'].item()}" if "answer" in one.coords else "")
-    model = labeller.word(str(ds.attrs.get("model", "")))
+    model = labeller.model(str(ds.attrs.get("model", "")))
     first = ", ".join(part for part in (model, chosen) if part)
     figure = figure_of(drawn)
     width = figure.get_figwidth() - 0.2
