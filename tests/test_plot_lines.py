@@ -256,6 +256,17 @@ def test_normalised_lines_are_those_of_the_heatmap() -> None:
         np.testing.assert_allclose(lines(ax)[name].get_ydata(), mesh.get_array()[::-1, i], rtol=1e-5)
 
 
+def test_a_cell_that_gives_back_all_of_every_total_effect_has_a_share_of_1_without_an_interval() -> None:
+    ds = patched()
+    ds["probability"][:, 0, :, :, 1] = (
+        ds["probability_clean"].expand_dims(layer=4, window=1, draw=2).transpose("example", "layer", "window", "draw")
+    )
+    ax = vp.plot.lines(ds, site="language.mlp_out", position="last", normalize=True)
+    np.testing.assert_allclose(lines(ax)["last"].get_ydata(), 1, rtol=1e-6)
+    (band,) = [c for c in ax.collections if isinstance(c, PolyCollection)]
+    np.testing.assert_allclose(band.get_paths()[0].vertices[:, 1], 1, rtol=1e-5)
+
+
 def test_lines_may_be_for_sites_or_windows_and_the_rest_are_panels() -> None:
     ds = patched(windows=(1, 3))
     axes = vp.plot.lines(ds, by="site", position="last")

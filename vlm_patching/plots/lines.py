@@ -21,11 +21,11 @@ from vlm_patching.plots.labels import Labeller, effect_label
 from vlm_patching.plots.panels import (
     Panel,
     check_drawn,
-    divisor,
     fitted,
     heading,
     scaled_effect,
     select,
+    shares,
     split,
     titles,
 )
@@ -80,7 +80,7 @@ def lines(
     site, position, window, strength, head
         Only this one (of positions also several).
     normalize
-        Shares of the total effect: each effect over the mean total effect.
+        Shares of the total effect: mean effect over mean total effect, and the interval of that ratio.
     patches
         What becomes of the picture's single patches, see `heatmap`.
     labeller, ax
@@ -250,7 +250,7 @@ def _effects(
     patches: str,
     labeller: Labeller,
 ) -> tuple[xr.DataArray, list[str]]:
-    """Effects of every example, normalised by mean total effects; and what their positions are called."""
+    """Effects of every example, or shares of the total effect; and what their positions are called."""
     values, total = scaled_effect(ds, metric, normalize)
     arrays = [select(values, wanted)]
     if total is not None:
@@ -262,7 +262,7 @@ def _effects(
         if position is not None:
             arrays = [select(array, {"position": position}) for array in arrays]
             names = [names[known.index(str(label))] for label in arrays[0]["position"].values]
-    found = arrays[0] if total is None else arrays[0] / divisor(arrays[1], metric)
+    found = arrays[0] if total is None else shares(arrays[0], arrays[1], metric)
     return found, names
 
 

@@ -90,6 +90,17 @@ def divisor(total: xr.DataArray, metric: str) -> xr.DataArray:
     return mean.where(abs(mean) > LEAST_TOTAL_EFFECT[metric])
 
 
+def shares(values: xr.DataArray, total: xr.DataArray, metric: str) -> xr.DataArray:
+    """Share of the total effect, per example and draw: its mean is mean effect over mean total effect.
+
+    Linearised about that ratio, r + (effect - r · total) / mean total, so that a bootstrap of its mean is one of the
+    ratio, and no example with a total effect near 0 can rule it.
+    """
+    scale = divisor(total, metric)
+    ratio = values.mean(_inside(values), skipna=True) / scale
+    return ratio + (values - ratio * total) / scale
+
+
 def _inside(values: xr.DataArray) -> list[str]:
     return [d for d in ("example", "draw") if d in values.dims]
 
