@@ -452,7 +452,7 @@ def test_a_name_with_dots_and_slashes_does_not_lead_out_of_the_folder_of_results
         ([STORE, "--figure", "compare"], ["another dataset, or another metric"]),
         ([STORE, "--set", "patches=rows"], ["takes patches", "heatmap"]),
         ([STORE, "--set", "limits=1"], ["Unknown argument", "Did you mean 'limit'?"]),
-        ([STORE, "--set", "limit=-1"], ["limit", "greater than 0"]),
+        ([STORE, "--set", "limit=-1"], ["figures: limit", "0", "-1"]),
         ([STORE, "--figure", "heads", "--format", "svg", "-o", "figure.png"], ["do not agree"]),
         ([STORE, "--metric", "probabilty"], ["metric", "'probabilty'", "Did you mean 'probability'?"]),
         ([STORE, "--metric", "answer_rank"], ["Unknown metric in this dataset"]),

@@ -166,6 +166,13 @@ def test_one_kind_of_figure_and_other_arguments_can_be_asked_for(named: Any) -> 
     assert vp.plot.draw(named, "logit_difference", figure="distribution", top=3)["distribution"].axes
 
 
+def test_another_metric_leaves_alone_a_figure_that_compares_two(named: Any) -> None:
+    both = {"figure": "compare", "metric": "probability", "other_metric": "logit_difference"}
+    ds = named.assign_attrs(experiment=experiment(["heatmap", both]).to_json())
+    specs = vp.plot.figures_of(ds, changes={"metric": "logit_difference"})
+    assert (specs["heatmap"].metric, specs["compare"].metric) == ("logit_difference", "probability")
+
+
 def test_a_dataset_without_named_figures_is_drawn_as_its_method_asks_for(named: Any) -> None:
     plain = named.assign_attrs(experiment=experiment([]).to_json())
     assert list(vp.plot.draw(plain)) == ["heatmap"]

@@ -166,13 +166,14 @@ def diagnose(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one for a small model.")] = None,
 ) -> None:
     """Show what corruptions do: how often the answer flips, the total effects, how far activations move."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
     import vlm_patching as vp
-    from vlm_patching.plots.style import check_format
 
     if output is not None:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        from vlm_patching.plots.style import check_format
+
         check_format(output.suffix)
     experiment = vp.Experiment.from_spec(spec, parse_changes(changes, family))
     parsed = [parse_yaml(text, f"--corruption {text!r}") for text in corruptions or []]

@@ -176,6 +176,8 @@ def figures_of(
     found: dict[str, FigureSpec] = {}
     for each in chosen:
         own = {name: value for name, value in changes.items() if name in FIGURES[each["figure"]].arguments}
+        if "other_metric" in each and "other_metric" not in changes:
+            own.pop("metric", None)  # it says itself which two are compared
         spec = _parsed({**each, **own})
         if spec.figure == "compare" and compared:
             spec = spec.model_copy(update={"other_metric": changes.get("other_metric")})

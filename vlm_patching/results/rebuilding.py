@@ -8,10 +8,10 @@ import xarray as xr
 
 from vlm_patching.errors import SpecError
 from vlm_patching.experiment import Experiment
-from vlm_patching.pairs import Pair, pairs_digest
+from vlm_patching.pairs import Pair, Pairs, pairs_digest
 
 
-def rebuild_pairs(ds: xr.Dataset, inputs: Sequence[Pair] | None = None) -> list[Pair]:
+def rebuild_pairs(ds: xr.Dataset, inputs: Sequence[Pair] | None = None) -> Pairs:
     """The pairs of a dataset as they were run, corrupted as its experiment says.
 
     Parameters
@@ -24,7 +24,7 @@ def rebuild_pairs(ds: xr.Dataset, inputs: Sequence[Pair] | None = None) -> list[
 
     Returns
     -------
-    list of Pair
+    Pairs
         The very ones, pixel by pixel (their digest is the attribute `pairs_sha256`), in the order of the run.
 
     Raises
@@ -45,10 +45,10 @@ def rebuild_pairs(ds: xr.Dataset, inputs: Sequence[Pair] | None = None) -> list[
     experiment = Experiment.from_json(ds.attrs["experiment"]) if "experiment" in ds.attrs else None
     if inputs is None and experiment is None:
         raise SpecError("The results are of a graph written by hand, which does not say its pairs; give them.")
-    pairs = list(inputs) if inputs is not None else pairs_of(experiment)
+    pairs = pairs_of(experiment, inputs)
     digest = pairs_digest(pairs)
-    if digest != ds.attrs["pairs_sha256"] and experiment is not None and experiment.corruption is not None:
-        pairs = _corrupted(ds, experiment, pairs)
+    if digest != ds.attrs["pairs_sha256"] and experiment is not None:
+        pairs = _as_run(ds, experiment, pairs)
         digest = pairs_digest(pairs)
     if digest != ds.attrs["pairs_sha256"]:
         given = "the given pairs" if inputs is not None else "the experiment's own pairs, as they are now"
@@ -59,12 +59,16 @@ def rebuild_pairs(ds: xr.Dataset, inputs: Sequence[Pair] | None = None) -> list[
     return pairs
 
 
-def _corrupted(ds: xr.Dataset, experiment: Experiment, pairs: Sequence[Pair]) -> list[Pair]:
+def _as_run(ds: xr.Dataset, experiment: Experiment, pairs: Pairs) -> Pairs:
+    """Corrupted as the experiment says, without those that turned out to be unusable where such are skipped."""
     from vlm_patching.models import describe_model
     from vlm_patching.models.families import parse_family
     from vlm_patching.preparation import corrupted_pairs
 
-    attributes = ds.attrs
-    family = parse_family(attributes["family"], attributes["family_file"]) if "family_file" in attributes else None
-    description = describe_model(attributes["model"], attributes["model_revision"] or None, family)
-    return corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
+    if experiment.corruption is not None:
+        attributes = ds.attrs
+        family = parse_family(attributes["family"], attributes["family_file"]) if "family_file" in attributes else None
+        description = describe_model(attributes["model"], attributes["model_revision"] or None, family)
+        pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
+    ran = set(ds["example"].values.tolist())
+    return pairs.holding(pair for pair in pairs if pair.id in ran or not pairs.skips)
