@@ -101,6 +101,7 @@ def overview(results: dict[str, xr.Dataset]) -> Path:
     ):
         ax = figure.add_subplot(grid[row, 2])
         vp.plot.heatmap(results[preset], METRIC, site=site, normalize=True, limit=1, ax=ax)
+        ax.collections[0].colorbar.set_label("share of the total effect", fontsize=10)
         ax.set_title(f"{results[preset].attrs['model']}, {site}", fontsize=10)
     figure.suptitle(
         f"What restoring one place of the clean run gives back of the answer.  E.g. “{pair.clean.text}”", fontsize=12

@@ -258,6 +258,11 @@ def test_what_was_not_run_is_hatched_and_said_so(modules: Any) -> None:
     assert "hatched" not in whole.figure.get_suptitle()
 
 
+def test_a_figure_of_one_window_says_how_many_layers_it_has() -> None:
+    ds = run(["question_encoder.mlp_out"], ["subject"], patch={"sites": ["question_encoder.mlp_out"], "window": 3})
+    assert "cells restored in windows of 3 layers" in " ".join(vp.plot.heatmap(ds).figure.get_suptitle().split())
+
+
 def test_a_given_limit_ends_the_colour_scale(modules: Any) -> None:
     for _, mesh in meshes(vp.plot.heatmap(modules, limit=0.7)):
         assert mesh.get_clim() == (-0.7, 0.7)

@@ -95,7 +95,7 @@ def compare(
     check_drawn(second, "compare")
     last = other_metric or metric
     wanted = {"site": site, "position": position, "window": window, "strength": strength}
-    names = names or _told_apart(ds, second, metric, last, labeller)
+    names = names or _told_apart(ds, second, (metric, last), normalize, labeller)
     sides = [
         _side(each, name, m, wanted, normalize, labeller)
         for each, name, m in ((ds, names[0], metric), (second, names[1], last))
@@ -109,10 +109,13 @@ def compare(
     return _figure(rows, sides, across, same_unit, labeller)
 
 
-def _told_apart(a: xr.Dataset, b: xr.Dataset, metric: str, other_metric: str, labeller: Labeller) -> tuple[str, str]:
+def _told_apart(
+    a: xr.Dataset, b: xr.Dataset, metrics: tuple[str, str], normalize: bool, labeller: Labeller
+) -> tuple[str, str]:
     """By metric where that differs, else by name."""
-    if metric != other_metric:
-        return labeller.metric(metric), labeller.metric(other_metric)
+    if metrics[0] != metrics[1]:
+        first, second = (labeller.metric(metric, unit=not normalize) for metric in metrics)
+        return first, second
     first, second = (labeller.word(str(ds.attrs.get("name", ""))) for ds in (a, b))
     return (first, second) if first != second else (f"{first} (first)", f"{second} (second)")
 

@@ -230,7 +230,7 @@ def _from_0_to_1(values: xr.DataArray) -> xr.DataArray:
 
 def _of_metric(ds: xr.Dataset, metric: str, values: list[np.ndarray], limit: float | None, labeller: Labeller) -> Scale:
     """Colours that begin at the mean of the run that was patched, where any value is above it."""
-    restored = f"{metric}_corrupted" in ds and ds.attrs.get("direction", "denoise") == "denoise"
+    restored = ds.attrs.get("base", "corrupted") == "corrupted" and f"{metric}_corrupted" in ds
     run = "corrupted" if restored else "clean"
     base = float(ds[f"{metric}_{run}"].where(ds["kept"] == "kept").mean())
     least = min(float(np.nanmin(v)) for v in values if np.isfinite(v).any())
@@ -249,9 +249,8 @@ def _marked(values: xr.DataArray, mark: bool | xr.DataArray) -> tuple[xr.DataArr
         foreign = [str(name) for name in mark.dims if name not in values.dims]
         if foreign:
             raise SpecError(f"mark has the dimension {foreign[0]}, which the map does not have; select one of it.")
-        return mark.reindex_like(
-            values.isel(example=0, drop=True), fill_value=False
-        ), f"outlined: {mark.name or 'marked'}"
+        there = mark.reindex_like(values.isel(example=0, drop=True), fill_value=False)
+        return there, f"outlined: {mark.name or 'marked'}"
     if not mark or int(values.notnull().any([d for d in values.dims if d != "example"]).sum()) < 2:
         return None, ""
     found = permutation_max_t(values, level=LEVEL)

@@ -109,13 +109,13 @@ class Labeller:
         """One head."""
         return f"L{layer}.H{head}"
 
-    def metric(self, metric: str) -> str:
-        """A metric, with its unit."""
+    def metric(self, metric: str, unit: bool = True) -> str:
+        """A metric, and its unit where it has one; a share of a metric has none."""
         if metric in self.words:
             return self.words[metric]
         row = METRICS[metric]
         name = str(row["label"]).replace(" - ", "\N{NO-BREAK SPACE}−\N{NO-BREAK SPACE}")
-        return f"{name} ({row['unit']})" if row["unit"] else name
+        return f"{name} ({row['unit']})" if unit and row["unit"] else name
 
     def chosen(self, name: str, label: Any) -> str:
         """A label of any dimension, where it says what a panel, a line or a cell is."""
@@ -157,7 +157,7 @@ def position_labels(ds: xr.Dataset, labeller: Labeller | None = None) -> list[st
 def effect_label(ds: xr.Dataset, metric: str, normalized: bool, labeller: Labeller | None = None) -> str:
     """What a colour bar or an axis of effects shows: quantity, unit, and what its sign means."""
     of, sign = _EFFECTS.get(str(ds.attrs.get("method", "patch")), _EFFECT)
-    name = (labeller or Labeller()).metric(metric)
+    name = (labeller or Labeller()).metric(metric, unit=not normalized)
     quantity = f"share of the total effect on {name}" if normalized else f"{of} {name}"
     if not normalized and METRICS[metric]["better"] < 0:
         quantity += ", sign turned"
@@ -171,6 +171,8 @@ def subtitle(ds: xr.Dataset, metric: str, labeller: Labeller | None = None) -> s
     kept = ds["kept"] == "kept"
     restored = ds.attrs.get("direction", "denoise") == "denoise"
     done = _DONE.get(str(ds.attrs.get("method", "patch")), "cells restored" if restored else "cells corrupted")
+    if "window" not in ds.dims and "layers_covered" in ds.coords and int(ds["layers_covered"].max()) > 1:
+        done += f" in windows of {int(ds['layers_covered'].max())} layers"
     pairs = f"mean of {int(kept.sum())} of {ds.sizes['example']} pairs"
     if ds.attrs.get("examples_unaffected"):
         pairs += f" ({ds.attrs['examples_unaffected']} with an unchanged answer)"
