@@ -20,7 +20,10 @@ from vlm_patching.plots.panels import Panel, check_drawn, fitted, select, split,
 from vlm_patching.plots.style import Drawn, canvas, current, inches, letters, most_inches, returned, small, styled
 
 _FOR = ("vision", "text", "multimodal")
-_RULES = "framed: universal by it; dots: significant in every task (max-T)"
+_RULES = (
+    "framed in a task: mean |effect| above mean + {:g} std over heads; at the right framed: in every task; dots: "
+    "significant in every task (max-T)"
+)
 
 
 @styled
@@ -85,7 +88,8 @@ def universal_heads(
     if ax is not None:
         _last(ax, named, rows[0], numbers, layers, labeller, kinds, len(tasks), None, alone=True)
         return ax
-    return _figure(named, rows, tasks, numbers, layers, labeller, kinds, label, limit, ds)
+    said = f"{ds.attrs.get('name', '')}\n{_RULES.format(found.attrs['deviations'])}".strip()
+    return _figure(named, rows, tasks, numbers, layers, labeller, kinds, label, limit, said)
 
 
 def _found(ds: xr.Dataset, metric: str, labeller: Labeller) -> tuple[xr.Dataset, str]:
@@ -121,7 +125,7 @@ def _figure(
     kinds: xr.DataArray | None,
     label: str,
     limit: float | None,
-    ds: xr.Dataset,
+    said: str,
 ) -> Drawn:
     tables: list[list[Map]] = []
     called = titles(rows, labeller)
@@ -159,9 +163,7 @@ def _figure(
         color_bar(here[:-1], scale, tall * 0.9)
         _last(here[-1], named, row, numbers, layers, labeller, kinds, len(tasks), pitch, alone=False)
     if current().title:
-        name = str(ds.attrs.get("name", ""))
-        text = f"{name}\nframed in a task: mean |effect| above mean + 2 std over heads; at the right {_RULES}"
-        figure.suptitle("\n".join(fitted(line, figure.get_figwidth() - 0.2) for line in text.split("\n")))
+        figure.suptitle("\n".join(fitted(line, figure.get_figwidth() - 0.2) for line in said.split("\n")))
     return returned(axes)
 
 
