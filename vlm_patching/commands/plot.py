@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vlm_patching.commands.output import parse_changes
-from vlm_patching.commands.output import AsJson, show
+from vlm_patching.commands.output import AsJson, parse_changes, show
 from vlm_patching.errors import SpecError
 from vlm_patching.figures import FIGURES
 
@@ -53,7 +52,7 @@ def plot(
     ds = vp.load_results(store)
     compared = vp.load_results(other) if other is not None else None
     given = {"metric": metric, "site": site, "position": position, "normalize": normalize or None}
-    given |= parse_changes(changes)
+    given |= parse_changes(changes, None)
     specs = vp.plot.figures_of(ds, figure or ("compare" if other else None), given, compared is not None)
     if output is not None and output.suffix and not output.is_dir():
         check_format(output.suffix)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -176,7 +177,7 @@ def paint(
     extend = ("both" if signed else "max") if largest > end * (1 + 1e-6) else "neither"
     height = max(figure_of(axes[0]).get_figheight() * 0.75, inches(2))
     beside = axes if len(axes) > 1 else axes[0]
-    size = {"aspect": bar_aspect(height)} if ax is None else {"aspect": 20, "shrink": 0.8}
+    size: dict[str, Any] = {"aspect": bar_aspect(height)} if ax is None else {"aspect": 20, "shrink": 0.8}
     bar = axes[0].figure.colorbar(overlay, ax=beside, extend=extend, pad=0.02, **size)
     say(bar, label, height)
     bar.ax.tick_params(labelsize=small())
