@@ -18,7 +18,7 @@ from vlm_patching.figures import FIGURES
 
 PAGE = Path("docs/figures.md")
 FOLDER = Path("docs/figures")
-COLORS = 96
+COLORS = 200
 """Of a picture: a palette keeps it small."""
 
 HEAD = """Results become figures: `vp.plot` has a function for each kind, a Dataset and an optional `ax` in, `Axes` out
