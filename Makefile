@@ -16,7 +16,7 @@ export MPLBACKEND := Agg
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ndif test-families docs lint format types check presets findings bench train clean
+.PHONY: help demo test test-ndif test-families docs lint format types check presets findings figures bench train clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -67,6 +67,9 @@ presets: $(STAMP)  ## run every preset on the bundled models
 
 findings: $(STAMP)  ## run every preset and write docs/findings.md
 	$(BIN)/python experiments/findings.py
+
+figures: $(STAMP)  ## draw docs/figures.md
+	$(BIN)/python experiments/figures_page.py
 
 bench: $(STAMP)  ## time the engine against the naive loop
 	$(BIN)/python benchmarks/run.py

@@ -68,15 +68,11 @@ def report(results: dict[str, xr.Dataset], figures: list[Path], seconds: float, 
 
 
 def draw(preset: str, ds: xr.Dataset, out: Path) -> list[Path]:
-    """One figure a preset; where heads were swept at several positions, one for each, all on one scale."""
+    """The figures that a preset names."""
     paths = []
-    metric = "probability" if ds.attrs["method"] in ("knockout", "lens") else METRIC
-    figures = vp.plot.draw(ds, metric, normalize=ds.attrs["method"] in NORMALIZED)
-    for position, figure in figures.items():
-        path = out / (f"{preset}_{position}.png" if position else f"{preset}.png").replace(":", "_")
-        figure.savefig(path, dpi=130)
+    for name, figure in vp.plot.draw(ds, pairs=vp.rebuild_pairs(ds)).items():
+        paths.append(vp.plot.save(figure, out / f"{preset}_{name}.png", dpi=130))
         plt.close(figure)
-        paths.append(path)
     return paths
 
 
@@ -105,6 +101,7 @@ def overview(results: dict[str, xr.Dataset]) -> Path:
     ):
         ax = figure.add_subplot(grid[row, 2])
         vp.plot.heatmap(results[preset], METRIC, site=site, normalize=True, limit=1, ax=ax)
+        ax.collections[0].colorbar.set_label("share of the total effect", fontsize=10)
         ax.set_title(f"{results[preset].attrs['model']}, {site}", fontsize=10)
     figure.suptitle(
         f"What restoring one place of the clean run gives back of the answer.  E.g. “{pair.clean.text}”", fontsize=12

@@ -218,8 +218,7 @@ def _looking(runs: Runs, leader: tuple[int, int], looker: tuple[int, int]) -> An
         (axes[1, 1], functions, leader, "last", LLAVA),
         (axes[1, 2], runs.preset("notice2024_blip_head_functions"), looker, "answer_option", BLIP),
     ):
-        vp.plot.image(ds, pair.id, pair.clean.picture(), layer=layer, head=number, position=position, ax=ax)
-        ax.set_title("", loc="left")
+        vp.plot.attention(ds, pair.id, pair.clean.picture(), layer=layer, head=number, position=position, ax=ax)
         ax.set_title(f"{model} {head(layer, number)}: attention", fontsize=10)
         ax.collections[-1].colorbar.set_label("minus the mean of all heads")
     return figure

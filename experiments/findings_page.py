@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 import vlm_patching as vp
+from vlm_patching.plots.panels import shares
 
 PAGE = Path("docs/findings.md")
 FIGURES = Path("docs/findings")
@@ -101,17 +102,9 @@ def grammatical(pairs: Sequence[vp.Pair]) -> list[vp.Pair]:
 
 
 def share(ds: xr.Dataset, metric: str = LD) -> xr.DataArray:
-    """Share of the total effect, per example: its mean over examples and draws is mean effect / mean total effect.
-
-    Linearised about that ratio, r + (effect - r · total) / mean total, so that a bootstrap of it is one of the ratio,
-    and no example with a total effect near 0 can rule it.
-    """
+    """Share of the total effect, per example: its mean over examples and draws is mean effect / mean total effect."""
     effect = vp.effect(ds, metric)
-    total = vp.total_effect(ds, metric).where(effect.notnull())
-    over = [d for d in ("example", "draw") if d in effect.dims]
-    scale = total.mean(over)
-    ratio = effect.mean(over) / scale
-    return ratio + (effect - ratio * total) / scale
+    return shares(effect, vp.total_effect(ds, metric).where(effect.notnull()), metric)
 
 
 interval = vp.analysis.bootstrap

@@ -135,7 +135,7 @@ def test_results_of_a_store_give_the_bundle_that_results_in_memory_give(patched:
 
 def test_a_bundle_says_what_is_in_it_on_one_screen(bundle: Path) -> None:
     shown = vp.bundle.show(bundle)
-    says(shown, "patch with an image pair", "shapes-llava", "language.resid_post", "2, 2 kept", "patch.png", "torch")
+    says(shown, "patch with an image pair", "shapes-llava", "language.resid_post", "2, 2 kept", "heatmap.png", "torch")
     assert len(shown.splitlines()) < 30
     summary = vp.bundle.verify(bundle)
     assert summary.agrees is True and summary.pairs == 2

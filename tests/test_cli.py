@@ -110,15 +110,16 @@ def test_run_makes_a_store_named_after_the_experiment_and_says_how_many_pairs_it
     assert bool(ds["probability"].notnull().all())
 
 
-def test_plot_draws_a_picture_next_to_the_store(finished: tuple[Path, Outcome]) -> None:
+def test_plot_draws_every_figure_that_the_spec_names_next_to_the_store(finished: tuple[Path, Outcome]) -> None:
     place, _ = finished
     said = shell("plot", STORE, cwd=place)
     assert said.code == 0, said.err
-    figure = place / STORE.with_suffix(".png")
-    assert said.out.strip() == str(STORE.with_suffix(".png"))
-    assert colors(figure) > 100
-    with Image.open(figure) as picture:
-        assert picture.format == "PNG" and min(picture.size) > 300
+    written = [str(STORE.with_name(f"{STORE.stem}_{name}.png")) for name in ("heads", "distribution")]
+    assert said.out.split() == written
+    for name in written:
+        assert colors(place / name) > 100
+        with Image.open(place / name) as picture:
+            assert picture.format == "PNG" and min(picture.size) > 300
 
 
 def test_graph_prints_the_graph_on_one_screen(tmp_path: Path) -> None:
@@ -223,15 +224,21 @@ def test_a_spec_file_runs_like_a_preset_and_output_names_the_store(
 def test_a_heatmap_of_positions_is_drawn_too(command: Command, tmp_path: Path) -> None:
     store, figure = tmp_path / "positions.zarr", tmp_path / "figures" / "positions.png"
     assert command("run", "notice2024_llava_modules", *TINY, "-o", store).code == 0
-    assert command("plot", store, "-o", figure, "--metric", "logit_difference", "--normalize").code == 0
-    assert colors(figure) > 100
+    chosen = ["--figure", "heatmap", "--set", "layers=x"]
+    assert command("plot", store, "-o", figure.parent, *chosen, "--format", "svg").code == 0
+    assert sorted(path.name for path in figure.parent.iterdir()) == ["heatmap.svg", "heatmap_2.svg"]
+    plain = command("plot", store, "--figure", "lines", "--position", "last", "-o", figure)
+    assert plain.code == 2 and "Unknown position" in plain.err
+    assert command("plot", store, "--figure", "distribution", "--metric", "logit_difference", "-o", figure).code == 0
+    assert colors(figure) > 20
 
 
 def test_plot_of_one_site_and_metric_differs_from_that_of_another(command: Command, here: Path, tmp_path: Path) -> None:
     figures = []
     for i, site in enumerate(("question_encoder.attn_head", "question_encoder.cross_attn_head")):
         figures.append(tmp_path / f"{i}.png")
-        assert command("plot", STORE, "--site", site, "--position", "answer_option", "-o", figures[-1]).code == 0
+        chosen = ["--figure", "heads", "--site", site, "--position", "answer_option"]
+        assert command("plot", STORE, *chosen, "-o", figures[-1]).code == 0
     assert figures[0].read_bytes() != figures[1].read_bytes()
 
 
@@ -240,8 +247,43 @@ def test_plot_draws_what_the_outputs_ending_says(
     command: Command, here: Path, tmp_path: Path, suffix: str, start: bytes
 ) -> None:
     figure = (tmp_path / "figure").with_suffix(suffix)
-    assert command("plot", STORE, "-o", figure).code == 0
+    assert command("plot", STORE, "--figure", "heads", "--width", "single", "--no-title", "-o", figure).code == 0
     assert figure.read_bytes().startswith(start)
+
+
+def test_a_store_is_compared_with_another(command: Command, here: Path, tmp_path: Path) -> None:
+    figure = tmp_path / "compared.png"
+    assert command("plot", STORE, "--other", STORE, "--metric", "logit_difference", "-o", figure).code == 0
+    assert colors(figure) > 100
+
+
+def test_a_figure_over_pictures_is_drawn_from_a_store_whose_pairs_can_be_made_anew(
+    command: Command, tmp_path: Path
+) -> None:
+    store = tmp_path / "looks.zarr"
+    few = ["--set", "pairs.n=2", "--set", "attention.layers=[2, 5]"]
+    assert command("run", "notice2024_llava_head_functions", *few, "-o", store).code == 0
+    said = command("plot", store, "-o", tmp_path / "looks")
+    assert said.code == 0, said.err
+    assert {path.name for path in (tmp_path / "looks").iterdir()} == {
+        "attention.png",
+        "head_function.png",
+        "head_function_2.png",
+    }
+    assert colors(tmp_path / "looks" / "attention.png") > 50
+
+
+def test_figures_are_listed_with_what_they_take(command: Command) -> None:
+    rows = {row["name"]: row for row in json.loads(command("figures", "--json").out)}
+    assert "normalize" in rows["heatmap"]["arguments"] and rows["knockout"]["of"] == "knockout"
+    assert all(name in command("figures").out for name in rows)
+
+
+def test_a_diagnosis_is_drawn_where_output_says(command: Command, tmp_path: Path) -> None:
+    figure = tmp_path / "corruptions.png"
+    said = command("diagnose", "notice2024_llava_heads", "--set", "pairs.n=3", "-o", figure)
+    assert said.code == 0 and said.out.strip().endswith(str(figure)) and colors(figure) > 20
+    assert command("diagnose", "notice2024_llava_heads", "-o", tmp_path / "corruptions.txt").code == 2
 
 
 def test_set_replaces_a_value_of_the_spec_and_may_be_repeated(command: Command) -> None:
@@ -403,7 +445,17 @@ def test_a_name_with_dots_and_slashes_does_not_lead_out_of_the_folder_of_results
         (["."], ["."]),
         (["/"], ["/"]),
         ([STORE, "-o", "figure.txt"], ["'.txt'", ".png", ".pdf"]),
+        ([STORE, "-o", "figure.png"], ["heads, distribution", "--figure", "folder"]),
+        ([STORE, "--figure", "heatmaps"], ["Unknown figure", "Did you mean 'heatmap'?"]),
+        ([STORE, "--figure", "heatmap"], ["plot.heads draws it"]),
+        ([STORE, "--figure", "knockout"], ["method is patch", "plot.heads"]),
+        ([STORE, "--figure", "compare"], ["another dataset, or another metric"]),
+        ([STORE, "--set", "patches=rows"], ["takes patches", "heatmap"]),
+        ([STORE, "--set", "limits=1"], ["Unknown argument", "Did you mean 'limit'?"]),
+        ([STORE, "--set", "limit=-1"], ["figures: limit", "0", "-1"]),
+        ([STORE, "--figure", "heads", "--format", "svg", "-o", "figure.png"], ["do not agree"]),
         ([STORE, "--metric", "probabilty"], ["metric", "'probabilty'", "Did you mean 'probability'?"]),
+        ([STORE, "--metric", "answer_rank"], ["Unknown metric in this dataset"]),
         ([STORE, "--site", "question_encoder.atn_head"], ["site", "Did you mean 'question_encoder.attn_head'?"]),
         ([STORE, "--position", "anser_option"], ["position", "Did you mean 'answer_option'?"]),
     ],
@@ -418,10 +470,9 @@ def test_a_plot_that_cannot_be_drawn_is_one_paragraph_and_exit_code_2(
 
 
 def test_a_figure_that_cannot_be_written_is_one_paragraph(command: Command, here: Path, tmp_path: Path) -> None:
-    (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").write_text("no folder")
-    for figure in (tmp_path / "folder.png", tmp_path / "file" / "figure.png"):
-        said = command("plot", STORE, "-o", figure)
+    for figure in (tmp_path / "file" / "figure.png", tmp_path / "file" / "figures"):
+        said = command("plot", STORE, "--figure", "heads", "-o", figure)
         assert said.code in (1, 2) and is_one_paragraph(said.err) and str(figure) in said.err
 
 
@@ -436,7 +487,7 @@ def test_a_wrong_command_line_is_exit_code_2_with_help(command: Command, argumen
 
 
 def test_help_is_given_for_the_whole_and_for_every_command(command: Command) -> None:
-    for name in ("run", "graph", "plot", "presets", "models", "datasets"):
+    for name in ("run", "graph", "plot", "figures", "presets", "models", "datasets"):
         assert name in command("--help").out
         said = command(name, "--help")
         assert said.code == 0 and "Usage:" in said.out

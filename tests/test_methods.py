@@ -168,7 +168,7 @@ def test_the_numbers_of_a_method_do_not_depend_on_the_size_of_a_batch(
 @pytest.mark.parametrize("case", list(CASES))
 def test_every_method_has_a_figure(case: str, results: dict[str, xr.Dataset]) -> None:
     figures = vp.plot.draw(results[case])
-    assert list(figures) == [""]
+    assert len(figures) == 1
     for figure in figures.values():
         figure.canvas.draw()
         assert case in figure.get_suptitle()

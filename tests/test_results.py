@@ -121,6 +121,7 @@ def test_positions_carry_what_they_are(ran: xr.Dataset, models: dict[str, Any]) 
             patch_ = at.sel(position=str(start + k))
             row, col = divmod(k, 4)
             assert (int(patch_["row"]), int(patch_["col"])) == (row, col)
+            assert (int(patch_["image"]), int(patch_["tile"])) == (0, 0)
             assert patch_["box"].values.tolist() == [24 * col, 24 * row, 24 * col + 24, 24 * row + 24]
             assert patch_["modality"].item() == "image"
         x0, y0, x1, y1 = at.sel(position="image:object")["box"].values.tolist()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vlm_patching.models import bundled_models, describe_model, load_model
     from vlm_patching.pairs import Pair, Prompt, corrupt_images, load_pairs
     from vlm_patching.pipeline import run
-    from vlm_patching.results import load_results
+    from vlm_patching.results import load_results, rebuild_pairs
 
 _ROOMS = {"analysis": "analysis", "bundle": "bundle", "plot": "plots"}
 _HOME = {
@@ -52,6 +52,7 @@ _HOME = {
     "load_results": "results",
     "plan": "forecast",
     "presets": "catalog",
+    "rebuild_pairs": "results",
     "run": "pipeline",
     "total_effect": "analysis",
 }
@@ -79,6 +80,7 @@ __all__ = [
     "plan",
     "plot",
     "presets",
+    "rebuild_pairs",
     "run",
     "total_effect",
 ]

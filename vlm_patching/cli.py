@@ -17,9 +17,9 @@ from typing import Annotated
 
 import typer
 
-from vlm_patching.commands import bundle, completion, doctor, init, pairs, remote, serve
+from vlm_patching.commands import bundle, completion, doctor, init, pairs, plot, remote, serve
 from vlm_patching.commands.output import AsJson, Backend, Changes, Family, Host, Spec, Threads, parse_changes, show
-from vlm_patching.errors import RunError, SpecError, unknown
+from vlm_patching.errors import RunError, SpecError
 from vlm_patching.validation import parse_yaml
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -166,45 +166,6 @@ def plan(
     print(json.dumps(found.to_dict(), indent=2) if as_json else found)
 
 
-@app.command(rich_help_panel=SHARE)
-def plot(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="A store that `run` has written.")],
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="The figure; STORE with .png where not given."),
-    ] = None,
-    metric: Annotated[
-        str, typer.Option(help="The metric whose effect is drawn.", autocompletion=completion.metrics)
-    ] = "probability",
-    site: Annotated[str | None, typer.Option(help="Only this site.")] = None,
-    position: Annotated[str | None, typer.Option(help="Of heads: at which position.")] = None,
-    normalize: Annotated[bool, typer.Option("--normalize", help="Draw shares of the total effect.")] = False,
-) -> None:
-    """Draw a store: a heatmap, the lines of a knockout or a lens, or what heads look at."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import vlm_patching as vp
-
-    ds = vp.load_results(store)
-    output = output or store.with_name(store.name).with_suffix(".png")
-    known = [f".{name}" for name in ("png", "pdf", "svg", "jpg")]
-    if output.suffix.lower() not in known:
-        raise unknown("kind of figure", output.suffix, known)
-    if "head" not in ds.dims and position is not None:
-        raise SpecError("--position is for sweeps of heads; a heatmap shows every position.")
-    labels = [str(label) for label in ds["position"].values] if "head" in ds.dims else []
-    if position is None and len(labels) > 1:
-        raise SpecError(f"Name one position of {', '.join(labels)} by --position.")
-    (figure,) = vp.plot.draw(ds, metric, site=site, position=position, normalize=normalize).values()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, dpi=150)
-    except OSError as error:
-        raise SpecError(f"The figure could not be written to {output}: {error}.") from error
-    print(output)
-
-
 @app.command(rich_help_panel=LOOK)
 def diagnose(
     spec: Spec,
@@ -220,11 +181,21 @@ def diagnose(
         ),
     ] = None,
     as_json: AsJson = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Draw it too: a png, pdf, svg or jpg.")
+    ] = None,
     threads: Threads = None,
 ) -> None:
     """Say what corruptions do before anything is patched: how often the answer flips, how far activations move."""
     import vlm_patching as vp
 
+    if output is not None:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        from vlm_patching.plots.style import check_format
+
+        check_format(output.suffix)
     experiment = vp.Experiment.from_spec(spec, parse_changes(changes, family))
     parsed = [parse_yaml(text, f"--corruption {text!r}") for text in corruptions or []]
     sections = [section if isinstance(section, dict) else {"kind": section} for section in parsed]
@@ -242,6 +213,9 @@ def diagnose(
             row[f"{quantity} at most"] = ", ".join(shown)
         rows.append(row)
     show(rows, as_json, tuple(rows[0]))
+    if output is not None:
+        vp.plot.save(vp.plot.corruptions(ds), output, dpi=150)
+        print(output, file=sys.stderr if as_json else sys.stdout)
 
 
 @app.command(rich_help_panel=LIST)
@@ -317,6 +291,8 @@ app.add_typer(pairs.app, name="pairs", rich_help_panel=LOOK)
 app.command(rich_help_panel=LOOK)(doctor.doctor)
 app.command(rich_help_panel=RUN)(remote.jobs)
 app.command("serve-ndif", rich_help_panel=RUN)(serve.serve_ndif)
+app.command(rich_help_panel=SHARE)(plot.plot)
+app.command(rich_help_panel=LIST)(plot.figures)
 app.add_typer(bundle.app, name="bundle", rich_help_panel=SHARE)
 app.command(rich_help_panel=SHARE)(bundle.replay)
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from vlm_patching.errors import SpecError, nearest
+from vlm_patching.figures import FIGURES, FigureSpec, drawn_by
 from vlm_patching.metrics import METRICS
 from vlm_patching.pairs import DATASETS, PairsSpec, pairs_keys
 from vlm_patching.sections import CorruptionSpec, ModelSpec, unique
@@ -31,7 +32,7 @@ from vlm_patching.validation import Section, explain, one_of, parse_json, parse_
 if TYPE_CHECKING:
     from vlm_patching.graph import InterventionGraph
 
-_DESCRIPTIVE = {"name", "source", "deviations"}
+_DESCRIPTIVE = {"name", "source", "deviations", "figures"}
 
 
 class Experiment(Section):
@@ -57,6 +58,8 @@ class Experiment(Section):
         The publication it follows.
     deviations
         Where it departs from that on purpose, a sentence each.
+    figures
+        What its results are drawn as; where none are named, as its method asks for. Numbers do not depend on it.
 
     Examples
     --------
@@ -80,6 +83,7 @@ class Experiment(Section):
     seed: int = 0
     source: str | None = None
     deviations: tuple[str, ...] = ()
+    figures: tuple[FigureSpec, ...] = ()
 
     @field_validator("metrics")
     @classmethod
@@ -101,6 +105,17 @@ class Experiment(Section):
             raise ValueError(f"{given[0]} compares with a corrupted run; the section corruption says what corrupts it.")
         if not needed and self.corruption is not None:
             raise ValueError(f"{given[0]} is done to the clean run alone; leave corruption out.")
+        return self
+
+    @model_validator(mode="after")
+    def _figures_are_of_the_method(self) -> Self:
+        for each in self.figures:
+            methods = FIGURES[each.figure].methods
+            if self.method not in methods:
+                raise ValueError(
+                    f"figures: {each.figure} draws {', '.join(methods)}, and this experiment's method is "
+                    f"{self.method}, which {', '.join(drawn_by(self.method))} draw."
+                )
         return self
 
     @property

@@ -62,21 +62,56 @@ def answer_ranking(scores: Any) -> Any:
 
 
 METRICS: dict[str, dict[str, Any]] = {
-    "probability": {"of": probability, "label": "probability of the answer", "better": 1, "least": 0.01},
-    "log_probability": {"of": log_probability, "label": "log-probability of the answer", "better": 1, "least": 0.05},
-    "logit_difference": {
-        "of": logit_difference,
-        "label": "logit difference, answer - foil",
+    "probability": {"of": probability, "label": "probability of the answer", "unit": "", "better": 1, "least": 0.01},
+    "log_probability": {
+        "of": log_probability,
+        "label": "log-probability of the answer",
+        "unit": "nats",
         "better": 1,
         "least": 0.05,
     },
-    "kl_divergence": {"of": kl_divergence, "label": "KL divergence to the clean run", "better": -1, "least": 0.05},
-    "answer_rank": {"of": answer_rank, "label": "rank of the answer", "better": -1, "least": 0.5, "steps": True},
-    "top1_accuracy": {"of": top1_accuracy, "label": "answer is likeliest", "better": 1, "least": 0.5, "steps": True},
-    "top5_accuracy": {"of": top5_accuracy, "label": "answer in the top five", "better": 1, "least": 0.5, "steps": True},
+    "logit_difference": {
+        "of": logit_difference,
+        "label": "logit difference, answer - foil",
+        "unit": "logits",
+        "better": 1,
+        "least": 0.05,
+    },
+    "kl_divergence": {
+        "of": kl_divergence,
+        "label": "KL divergence to the clean run",
+        "unit": "nats",
+        "better": -1,
+        "least": 0.05,
+    },
+    "answer_rank": {
+        "of": answer_rank,
+        "label": "rank of the answer",
+        "unit": "",
+        "better": -1,
+        "least": 0.5,
+        "steps": True,
+    },
+    "top1_accuracy": {
+        "of": top1_accuracy,
+        "label": "answer is likeliest",
+        "unit": "",
+        "better": 1,
+        "least": 0.5,
+        "steps": True,
+    },
+    "top5_accuracy": {
+        "of": top5_accuracy,
+        "label": "answer in the top five",
+        "unit": "",
+        "better": 1,
+        "least": 0.5,
+        "steps": True,
+    },
     "answer_log_probability": {
         "of": answer_log_probability,
         "label": "log-probability of the whole answer",
+        "unit": "nats",
         "better": 1,
         "least": 0.05,
         "scores": "answer",
@@ -84,6 +119,7 @@ METRICS: dict[str, dict[str, Any]] = {
     "answer_log_odds": {
         "of": answer_log_odds,
         "label": "log-probability, answer - foil",
+        "unit": "nats",
         "better": 1,
         "least": 0.05,
         "scores": "answer and foil",
@@ -91,13 +127,14 @@ METRICS: dict[str, dict[str, Any]] = {
     "answer_ranking": {
         "of": answer_ranking,
         "label": "rank of the answer among the candidates",
+        "unit": "",
         "better": -1,
         "least": 0.5,
         "steps": True,
         "scores": "all",
     },
 }
-"""Name → `of` the function; `label` on figures; `better` 1 where more is better, -1 where less is; `least` total effect
-that effects are normalised by; `steps` where it jumps, so that rounding can change it; `scores` where it is of whole
-answers under teacher forcing, and of which: those functions take ``scores [row, candidate]``, summed log-probabilities
-of the answer, the foil, and the other candidates (the answers and foils of all pairs)."""
+"""Name → `of` the function; `label` on figures, and its `unit`; `better` 1 where more is better, -1 where less is;
+`least` total effect that effects are normalised by; `steps` where it jumps, so that rounding can change it; `scores`
+where it is of whole answers under teacher forcing, and of which: those functions take ``scores [row, candidate]``,
+summed log-probabilities of the answer, the foil, and the other candidates (the answers and foils of all pairs)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,6 @@ from vlm_patching.bundle.records import Environment
 from vlm_patching.errors import RunError, SpecError
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph import InterventionGraph, vector_file
-from vlm_patching.metrics import METRICS
 from vlm_patching.models.families import Family, families, parse_family
 from vlm_patching.pairs import Pair, Pairs, pairs_digest
 from vlm_patching.pairs.exporting import write_folder
@@ -91,7 +91,7 @@ def save(
             if family is not None:
                 (folder / FAMILY).write_text(family.text, encoding="utf-8")
             write_results(ds, folder)
-            _write_figures(ds, figures, folder / FIGURES)
+            _write_figures(ds, figures, folder / FIGURES, pairs)
             path.parent.mkdir(parents=True, exist_ok=True)
             pack(folder, part, graph.name, ds.attrs["created_at"])
         with opened(part):
@@ -174,11 +174,11 @@ def _vectors_of(graph: InterventionGraph, ds: xr.Dataset) -> bytes | None:
     return content
 
 
-def _write_figures(ds: xr.Dataset, given: Mapping[str, Figure] | None, folder: Path) -> None:
-    """The given figures, or the dataset's own: none of what `plot.draw` refuses, as results without a kept pair."""
+def _write_figures(ds: xr.Dataset, given: Mapping[str, Figure] | None, folder: Path, pairs: Sequence[Pair]) -> None:
+    """The given figures, or the dataset's own but those that cannot be drawn, as of results without a kept pair."""
     import matplotlib.pyplot as plt
 
-    figures = _drawn(ds) if given is None else given
+    figures = _drawn(ds, pairs) if given is None else given
     if figures:
         folder.mkdir()
     for name, figure in figures.items():
@@ -188,12 +188,11 @@ def _write_figures(ds: xr.Dataset, given: Mapping[str, Figure] | None, folder: P
             plt.close(figure)
 
 
-def _drawn(ds: xr.Dataset) -> dict[str, Figure]:
-    from vlm_patching.plots import draw
+def _drawn(ds: xr.Dataset, pairs: Sequence[Pair]) -> dict[str, Figure]:
+    from vlm_patching.plots import draw_one, figures_of
 
-    metric = next((name for name in METRICS if name in ds), "probability")
-    try:
-        drawn = draw(ds, metric)
-    except SpecError:
-        return {}
-    return {name or ds.attrs["method"]: figure for name, figure in drawn.items()}
+    drawn = {}
+    for name, spec in figures_of(ds).items():
+        with suppress(SpecError):
+            drawn[name] = draw_one(ds, spec, pairs=pairs)
+    return drawn

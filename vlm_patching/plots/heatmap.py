@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from vlm_patching.analysis import effect, head_functions, total_effect
-from vlm_patching.analysis.effects import LEAST_TOTAL_EFFECT
+from vlm_patching.analysis import permutation_max_t
 from vlm_patching.errors import SpecError, unknown
-from vlm_patching.plots.labels import effect_label, position_labels, subtitle
+from vlm_patching.plots.columns import gather
+from vlm_patching.plots.labels import Labeller, effect_label
+from vlm_patching.plots.maps import NOT_RUN, SEQUENTIAL, Scale, draw_maps, map_of, symmetric
+from vlm_patching.plots.panels import (
+    Panel,
+    check_drawn,
+    heading,
+    mean_over_pairs,
+    scaled_effect,
+    select,
+    split,
+    titles,
+)
+from vlm_patching.plots.style import Drawn, figure_of, returned, styled
 
-_COLORS = "RdBu_r"
-MOST_INCHES = 17.0
-"""Cells get narrower before a figure gets wider than this."""
+SCALES = ("effect", "metric", "minmax")
+LEVEL = 0.05
+"""Family-wise error rate of the test that outlines cells."""
 
 
+@styled
 def heatmap(
     ds: xr.Dataset,
     metric: str = "probability",
     *,
     site: str | None = None,
+    window: int | None = None,
+    strength: float | None = None,
     normalize: bool = False,
+    scale: str = "effect",
+    layers: str = "y",
+    patches: str = "auto",
+    mark: bool = False,
     limit: float | None = None,
+    labeller: Labeller | None = None,
     ax: Axes | None = None,
-) -> Figure:
+) -> Drawn:
     """Mean effect of each layer × position; a panel for every site (and window, and strength).
 
     Parameters
@@ -39,202 +55,210 @@ def heatmap(
         What `vp.run` gave, of a sweep without heads.
     metric
         One of the dataset's metrics.
-    site
+    site, window, strength
         Only this one; needed with `ax` where the dataset has several.
     normalize
         Show shares of the total effect: mean effect over mean total effect.
+    scale
+        `effect`; `metric`: the mean of the metric itself, colours beginning at what it is in the run that was patched;
+        `minmax`: each panel's effects from its smallest, 0, to its largest, 1.
+    layers
+        `y`: layers upwards, positions across. `x`: layers across, positions in reading order downwards.
+    patches
+        What becomes of the picture's single patches, see `gather`: `expanded`, `block`, `rows`, `regions`, `auto`.
+    mark
+        Outline cells whose effect stands out: max-T permutation test over all cells of the figure
+        (`analysis.permutation_max_t`).
     limit
         End of the colour scale; the largest absolute value where not given.
+    labeller
+        What things are called.
     ax
         Axes to draw in; a new figure where not given.
 
     Returns
     -------
-    matplotlib.figure.Figure
-        Red where a cell carries the answer, blue where it works against it, grey where a cell was not run. All panels
-        have one colour scale, symmetric about 0.
+    matplotlib.axes.Axes
+        Or an array of them, one for each panel. Red where a cell carries the answer, blue where it works against it,
+        hatched where a cell was not run. All panels have one colour scale, symmetric about 0 (of a `scale` that begins
+        at 0 or at a run's metric, sequential).
+
+    Raises
+    ------
+    SpecError
+        A method or heads that another figure draws, a name that the dataset does not have, several panels and one `ax`,
+        and what `effect` refuses.
+
+    Notes
+    -----
+    The form of Meng et al. (2022) and Palit et al. (2023) is `layers="x", scale="metric"`, that of Golovanevsky et al.
+    (2024) `layers="x", scale="minmax"`.
     """
+    check_drawn(ds, "heatmap")
     if "head" in ds.dims:
         raise SpecError("This dataset is of heads; plot.heads draws it.")
-    if "position" not in ds.dims:
-        raise SpecError("This dataset is of blocked edges; plot.knockout draws it.")
-    values = mean_effect(ds, metric, normalize)
-    return _panels(
-        ds, values, "position", position_labels(ds), effect_label(ds, metric, normalize), metric, site, limit, ax
-    )
+    labeller = labeller or Labeller()
+    wanted = {"site": site, "window": window, "strength": strength}
+    values, total = scaled_effect(ds, metric, normalize)
+    arrays = [select(array, wanted) for array in (values, *_beside(ds, values, total, scale, metric))]
+    gathered, labels = gather(arrays, ds, patches, labeller)
+    return _maps(ds, gathered, "position", labels, metric, normalize, scale, layers, mark, limit, labeller, ax)
 
 
+@styled
 def heads(
     ds: xr.Dataset,
     metric: str = "probability",
     *,
     site: str | None = None,
     position: str | None = None,
+    window: int | None = None,
+    strength: float | None = None,
     normalize: bool = False,
+    scale: str = "effect",
+    layers: str = "y",
+    mark: bool | xr.DataArray = True,
     limit: float | None = None,
+    labeller: Labeller | None = None,
     ax: Axes | None = None,
-) -> Figure:
-    """Mean effect of each layer × head at one position (the only one where not given); see `heatmap`."""
+) -> Drawn:
+    """Mean effect of each layer × head, a panel for every site and position; those that stand out are outlined.
+
+    Parameters
+    ----------
+    ds
+        What `vp.run` gave, of a sweep over heads.
+    position
+        Only this one; needed with `ax` where the dataset has several.
+    mark
+        Outline heads whose effect stands out: max-T permutation test over all heads of the figure, family-wise error
+        5 % (`analysis.permutation_max_t`); none where the pairs are too few for one to. Or an array of bool over
+        `layer` and `head` (and others of the effect's dimensions), as `universal` of `analysis.universal_heads`.
+    metric, site, window, strength, normalize, scale, layers, limit, labeller, ax
+        As in `heatmap`, with heads in the place of positions.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        As `heatmap`.
+
+    Raises
+    ------
+    SpecError
+        As `heatmap`.
+
+    Notes
+    -----
+    Golovanevsky et al. (2024), "What Do VLMs NOTICE?", show heads this way.
+    """
+    check_drawn(ds, "heads")
     if "head" not in ds.dims:
         raise SpecError("This dataset has no heads; plot.heatmap draws it.")
-    labels = [str(label) for label in ds["position"].values]
-    if position is None and len(labels) > 1:
-        raise SpecError(f"Name one position of {', '.join(labels)}.")
-    if position is not None and position not in labels:
-        raise unknown("position in this dataset", position, labels)
-    values = mean_effect(ds, metric, normalize).sel(position=position or labels[0])
+    labeller = labeller or Labeller()
+    wanted = {"site": site, "position": position, "window": window, "strength": strength}
+    values, total = scaled_effect(ds, metric, normalize)
+    arrays = [select(array, wanted) for array in (values, *_beside(ds, values, total, scale, metric))]
     numbers = [str(head) for head in ds["head"].values]
-    return _panels(ds, values, "head", numbers, effect_label(ds, metric, normalize), metric, site, limit, ax)
+    return _maps(ds, arrays, "head", numbers, metric, normalize, scale, layers, mark, limit, labeller, ax)
 
 
-def head_function(
+def _beside(
+    ds: xr.Dataset, values: xr.DataArray, total: xr.DataArray | None, scale: str, metric: str
+) -> list[xr.DataArray]:
+    """What is drawn or divided by besides the effects: the metric itself, or the total effect of the cells."""
+    if scale not in SCALES:
+        raise unknown("scale of a map", scale, SCALES)
+    if scale == "metric":
+        if total is not None:
+            raise SpecError(
+                "scale 'metric' shows the metric itself, which normalize has no share of; give one of them."
+            )
+        return [ds[metric].where(ds["kept"] == "kept").transpose(*values.dims)]
+    return [] if total is None else [total.transpose(*values.dims)]
+
+
+def _maps(
     ds: xr.Dataset,
-    statistic: str = "pointing_ratio",
-    *,
-    site: str | None = None,
-    position: str | None = None,
-    ax: Axes | None = None,
-) -> Figure:
-    """Mean of a statistic of `vp.analysis.head_functions` for each layer × head, of a dataset of attention.
-
-    `pointing_ratio` is drawn as its distance from 1: red where a head looks at the region more than its area asks for.
-    """
-    found = head_functions(ds, position=position)
-    known = [str(name) for name in found.data_vars if "key" not in found[name].dims]
-    if statistic not in known:
-        raise unknown("statistic of head_functions", statistic, known)
-    values = found[statistic].where(ds["kept"] == "kept").mean("example")
-    if "position" in values.dims:
-        labels = [str(label) for label in values["position"].values]
-        if len(labels) > 1:
-            raise SpecError(f"Name one position of {', '.join(labels)}.")
-        values = values.isel(position=0)
-    shown = statistic.replace("_", " ")
-    if statistic == "pointing_ratio":
-        values, shown = values - 1, "pointing ratio - 1"
-    numbers = [str(head) for head in ds["head"].values]
-    return _panels(ds, values, "head", numbers, shown, _measured(ds), site, None, ax)
-
-
-def _measured(ds: xr.Dataset) -> str:
-    """A metric of the clean run."""
-    return next(str(name).removesuffix("_clean") for name in ds.data_vars if str(name).endswith("_clean"))
-
-
-def mean_effect(ds: xr.Dataset, metric: str, normalize: bool) -> xr.DataArray:
-    """Effect, mean over kept examples and draws; NaN where no kept example has the cell.
-
-    Normalised, it is the mean effect over the mean total effect of the examples that have the cell: a mean of ratios
-    would be ruled by the few draws whose total effect is near 0.
-    """
-    if not (ds["kept"] == "kept").any():
-        raise SpecError("No pair of this dataset was kept, so there is nothing to draw; `kept` says why of each.")
-    values = effect(ds, metric)
-    over = [d for d in ("example", "draw") if d in values.dims]
-    mean = values.mean(over, skipna=True)
-    if not normalize:
-        return mean
-    total = total_effect(ds, metric).where(values.notnull()).mean(over, skipna=True)
-    return mean / total.where(abs(total) > LEAST_TOTAL_EFFECT[metric])
-
-
-def _panels(
-    ds: xr.Dataset,
-    values: xr.DataArray,
+    arrays: list[xr.DataArray],
     across: str,
     labels: list[str],
-    shown_as: str,
     metric: str,
-    site: str | None,
+    normalize: bool,
+    scale: str,
+    layers: str,
+    mark: bool | xr.DataArray,
     limit: float | None,
+    labeller: Labeller,
     ax: Axes | None,
-) -> Figure:
-    sites = [str(s) for s in ds["site"].values]
-    if site is not None and site not in sites:
-        raise unknown("site in this dataset", site, sites)
-    values = _side_by_side(values.sel(site=[site] if site else sites))
-    shown = [str(s) for s in values["site"].values]
-    if ax is not None and len(shown) > 1:
-        raise SpecError(f"One axes holds one panel; select one of {', '.join(shown)}.")
-    if limit is None:
-        limit = float(np.nanmax(np.abs(values.sel(site=shown).values), initial=0.0)) or 1.0
-    present = {s: _present(values.sel(site=s), across) for s in shown}
-    if ax is None:
-        figure, axes = _axes(present, ds.sizes["layer"])
+) -> Drawn:
+    values = arrays[0]
+    shown = arrays[1] if scale == "metric" else values
+    mean = mean_over_pairs(shown, arrays[1] if normalize else None, metric)
+    facets = [name for name in ("site", "position", "window", "strength") if name != across]
+    panels = split(mean, facets, ax)
+    if scale == "minmax":
+        panels = [Panel(panel.chosen, _from_0_to_1(panel.values)) for panel in panels]
+    marked, note = _marked(values, mark)
+    frames = [None if marked is None else _there(marked, panel.chosen) for panel in panels]
+    tables = [
+        map_of(title, panel.values, across, labels, layers, labeller, frames_)
+        for title, panel, frames_ in zip(titles(panels, labeller), panels, frames, strict=True)
+    ]
+    numbers = [table.values for table in tables]
+    if scale == "effect":
+        colors = symmetric(numbers, effect_label(ds, metric, normalize, labeller), limit)
+    elif scale == "metric":
+        colors = _of_metric(ds, metric, numbers, limit, labeller)
     else:
-        whole = ax.get_figure(root=True)
-        assert whole is not None
-        figure, axes = whole, [ax]
-    for i, (name, panel) in enumerate(zip(shown, axes, strict=True)):
-        keep = present[name]
-        kept_labels = [label for label, wanted in zip(labels, keep, strict=True) if wanted]
-        bar = shown_as if i == len(shown) - 1 else None
-        _panel(panel, values.sel(site=name).isel({across: np.flatnonzero(keep)}), across, kept_labels, limit, bar)
-        if i:
-            panel.set_ylabel("")
+        quantity = effect_label(ds, metric, normalize, labeller).split("\n")[0]
+        colors = Scale(0, 1, f"{quantity},\n0 the least and 1 the most of each panel", SEQUENTIAL)
+    axes = draw_maps(tables, colors, ax)
+    drawn = returned(axes)
     if ax is None:
-        at = f", heads at {values['position'].values}" if across == "head" and "position" in values.coords else ""
-        below = textwrap.fill(subtitle(ds, metric), int(figure.get_figwidth() * 12))
-        figure.suptitle(f"{ds.attrs.get('name', '')}{at}\n{below}", fontsize=10)
-    return figure
+        notes = [note] if note else []
+        notes += [NOT_RUN] if any(table.has_gaps for table in tables) else []
+        at = {str(panel.chosen["position"]) for panel in panels if "position" in panel.chosen}
+        of = f"heads at {labeller.word(at.pop())}" if across == "head" and len(at) == 1 else ""
+        heading(figure_of(drawn), ds, metric, labeller, of, notes)
+    return drawn
 
 
-def _side_by_side(values: xr.DataArray) -> xr.DataArray:
-    """Windows and strengths as further panels: "site, window 3"."""
-    for name in ("window", "strength"):
-        if name in values.dims:
-            parts = []
-            for label in values[name].values.tolist():
-                part = values.sel({name: label}, drop=True)
-                names = [f"{site}, {name} {label:g}" for site in part["site"].values]
-                parts.append(part.assign_coords(site=np.array(names, dtype=object)))
-            values = xr.concat(parts, "site", combine_attrs="override")
-    return values
+def _from_0_to_1(values: xr.DataArray) -> xr.DataArray:
+    low, high = float(values.min()), float(values.max())
+    return (values - low) / (high - low) if high > low else values * 0
 
 
-def _axes(present: dict[str, np.ndarray], layers: int) -> tuple[Figure, list[Axes]]:
-    """A row of panels, as wide as what they hold."""
-    columns = [max(int(keep.sum()), 3) for keep in present.values()]
-    around = 0.6 * len(columns) + 1.6
-    cell = min(0.55, max(0.3, (MOST_INCHES - around) / sum(columns)))
-    figure, axes = plt.subplots(
-        1,
-        len(columns),
-        figsize=(max(cell * sum(columns) + around, 6), 0.42 * layers + 2.4),
-        squeeze=False,
-        layout="constrained",
-        gridspec_kw={"width_ratios": columns},
-    )
-    return figure, list(axes[0])
+def _of_metric(ds: xr.Dataset, metric: str, values: list[np.ndarray], limit: float | None, labeller: Labeller) -> Scale:
+    """Colours that begin at the mean of the run that was patched, where any value is above it."""
+    restored = ds.attrs.get("base", "corrupted") == "corrupted" and f"{metric}_corrupted" in ds
+    run = "corrupted" if restored else "clean"
+    base = float(ds[f"{metric}_{run}"].where(ds["kept"] == "kept").mean())
+    least = min(float(np.nanmin(v)) for v in values if np.isfinite(v).any())
+    most = max(float(np.nanmax(v)) for v in values if np.isfinite(v).any())
+    low = base if restored and base < most else least
+    high = limit or max(most, base)
+    label = f"{labeller.metric(metric)}\n{run} run {base:.3g}"
+    return Scale(low, high, label, SEQUENTIAL, extend="min" if least < low else "neither")
 
 
-def _present(values: xr.DataArray, across: str) -> np.ndarray:
-    """Which entries of a dimension a site has any value at; all of them where it has none."""
-    present = np.asarray(values.notnull().any("layer").transpose(across).values)
-    return present if present.any() else np.ones_like(present)
+def _marked(values: xr.DataArray, mark: bool | xr.DataArray) -> tuple[xr.DataArray | None, str]:
+    """Which cells are outlined, and the words for it."""
+    if isinstance(mark, xr.DataArray):
+        if mark.dtype != bool:
+            raise SpecError(f"mark must be true or false for every cell, not {mark.dtype}.")
+        foreign = [str(name) for name in mark.dims if name not in values.dims]
+        if foreign:
+            raise SpecError(f"mark has the dimension {foreign[0]}, which the map does not have; select one of it.")
+        there = mark.reindex_like(values.isel(example=0, drop=True), fill_value=False)
+        return there, f"outlined: {mark.name or 'marked'}"
+    if not mark or int(values.notnull().any([d for d in values.dims if d != "example"]).sum()) < 2:
+        return None, ""
+    found = permutation_max_t(values, level=LEVEL)
+    if not bool(found["significant"].any()):
+        return found["significant"], f"no cell stands out (max-T, family-wise {LEVEL:.0%})"
+    return found["significant"], f"outlined: stands out (max-T, family-wise {LEVEL:.0%})"
 
 
-def _panel(ax: Axes, values: xr.DataArray, across: str, labels: list[str], limit: float, bar: str | None) -> None:
-    table = values.transpose("layer", across)
-    table = table.isel(layer=np.flatnonzero(table.notnull().any(across).values)) if table.notnull().any() else table
-    options: dict[str, Any] = {"cbar_kws": {"label": bar}} if bar else {}
-    sns.heatmap(
-        table.values[::-1],
-        ax=ax,
-        cmap=_COLORS,
-        vmin=-limit,
-        vmax=limit,
-        cbar=bool(bar),
-        xticklabels=labels,
-        yticklabels=[str(v) for v in table["layer"].values[::-1]],
-        linewidths=0.4,
-        linecolor="white",
-        **options,
-    )
-    ax.set_facecolor("0.85")
-    ax.set_title(str(values["site"].values), fontsize=10)
-    ax.set_xlabel(across)
-    ax.set_ylabel("layer")
-    ax.tick_params(axis="y", rotation=0)
-    if max(map(len, labels), default=0) > 2:
-        plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
+def _there(marked: xr.DataArray, chosen: Any) -> xr.DataArray:
+    """The outlines of one panel."""
+    return marked.sel({name: label for name, label in chosen.items() if name in marked.dims}, drop=True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import xarray as xr
 
 from vlm_patching.metrics import METRICS
@@ -13,46 +18,161 @@ _DONE = {
     "lens": "read through the lens",
     "attention": "attention read",
 }
+_EFFECTS = {
+    "ablate": ("loss when ablated, of", "+\N{NO-BREAK SPACE}carried the answer, −\N{NO-BREAK SPACE}worked against it"),
+    "steer": ("gain when steered, of", "+\N{NO-BREAK SPACE}brings the answer about, −\N{NO-BREAK SPACE}takes it away"),
+}
+_EFFECT = ("indirect effect on", "+\N{NO-BREAK SPACE}carries the answer, −\N{NO-BREAK SPACE}works against it")
+_WORDS = {
+    "subject_first": "first subject token",
+    "subject_middle": "middle subject tokens",
+    "subject_last": "last subject token",
+    "first_subsequent": "first subsequent token",
+    "further": "further tokens",
+    "answer_option|foil_option": "option",
+}
 
 
-def position_labels(ds: xr.Dataset) -> list[str]:
+_ONE = re.compile(r"-?\d+|(i\d+)?(t-?\d+)?r\d+c\d+")
+
+
+def is_one_position(label: object) -> bool:
+    """Whether a label is of a token or a patch (an index, ``r0c3``), and not of a group, even one of one member."""
+    return _ONE.fullmatch(str(label)) is not None
+
+
+class Labeller:
+    """Turns what a dataset calls things into words on a figure.
+
+    A method for each kind of thing; a subclass that replaces one changes that kind on every figure. For a few other
+    words a mapping will do.
+
+    Parameters
+    ----------
+    words
+        Name in the dataset → what it is called on figures: sites, positions, roles, edges, metrics, models.
+
+    Examples
+    --------
+    >>> Labeller({"language.mlp_out": "MLP"}).site("language.mlp_out")
+    'MLP'
+    >>> Labeller().head(5, 3)
+    'L5.H3'
+    """
+
+    def __init__(self, words: Mapping[str, str] | None = None) -> None:
+        self.words = {**_WORDS, **(words or {})}
+
+    def word(self, name: str) -> str:
+        """A name of any kind."""
+        return self.words.get(name, name)
+
+    def position(self, label: str, token: str, role: str, modality: str) -> str:
+        """A position.
+
+        Parameters
+        ----------
+        label
+            Its value on the dimension, a group's name or a token's index; of a patch ``r0c3``, its row and column.
+        token
+            Its text, where all kept examples have the same there, else "".
+        role, modality
+            Its roles in the kept examples, joined by "|"; whether it is `text` or `image`.
+        """
+        if label in self.words or not label.lstrip("-").isdigit() or modality == "image":
+            return self.word(label)
+        if token:
+            return token
+        return f"[{self.word(role)}]" if role else label
+
+    def mean_of(self, group: str) -> str:
+        """A column that is a mean over the single positions of a group."""
+        return f"{self.word(group)}, mean"
+
+    def model(self, model: str) -> str:
+        """A model: a bundled name or a hub id as it is, of a folder its own name."""
+        return self.words.get(model) or (Path(model).name if Path(model).is_absolute() else model)
+
+    def site(self, site: str) -> str:
+        """A site, or several that are patched together ("a+b")."""
+        return self.words.get(site) or " + ".join(self.word(part) for part in site.split("+"))
+
+    def edges(self, edges: str) -> str:
+        """A set of blocked edges: "image -> last"."""
+        return self.words.get(edges) or " → ".join(self.word(part.strip()) for part in edges.split("->"))
+
+    def layer(self, layer: int) -> str:
+        """A layer on an axis."""
+        return str(layer)
+
+    def head(self, layer: int, head: int) -> str:
+        """One head."""
+        return f"L{layer}.H{head}"
+
+    def metric(self, metric: str, unit: bool = True) -> str:
+        """A metric, and its unit where it has one; a share of a metric has none."""
+        if metric in self.words:
+            return self.words[metric]
+        row = METRICS[metric]
+        name = str(row["label"]).replace(" - ", "\N{NO-BREAK SPACE}−\N{NO-BREAK SPACE}")
+        return f"{name} ({row['unit']})" if unit and row["unit"] else name
+
+    def chosen(self, name: str, label: Any) -> str:
+        """A label of any dimension, where it says what a panel, a line or a cell is."""
+        if name == "site":
+            return self.site(str(label))
+        if name == "edges":
+            return self.edges(str(label))
+        if name == "position":
+            return self.word(str(label))
+        if isinstance(label, float):
+            label = f"{label:g}"
+        return f"{self.word(name)} {label}"
+
+
+def position_labels(ds: xr.Dataset, labeller: Labeller | None = None) -> list[str]:
     """A label for each position: a group's name; at an index its token where all kept examples agree, else roles."""
+    labeller = labeller or Labeller()
+    names = [str(label) for label in ds["position"].values]
     if not {"token", "role", "modality"} <= set(ds.coords):
-        return [str(label) for label in ds["position"].values]
+        return [labeller.position(name, "", "", "") for name in names]
     kept = ds["kept"].values == "kept"
-    labels = []
-    for i, label in enumerate(ds["position"].values):
-        tokens = {t for t in ds["token"].values[kept, i] if t}
-        roles = sorted({r for r in ds["role"].values[kept, i] if r})
-        modality = {m for m in ds["modality"].values[kept, i] if m}
-        if not str(label).lstrip("-").isdigit():
-            labels.append(str(label))
-        elif len(tokens) == 1 and modality != {"image"}:
-            labels.append(tokens.pop())
-        elif not roles or modality == {"image"}:
-            labels.append(str(label))
-        else:
-            labels.append(f"[{'|'.join(roles)}]".replace("answer_option|foil_option", "option"))
-    return labels
+    found = []
+    for i, name in enumerate(names):
+        tokens, roles, modalities = (
+            sorted({x for x in ds[of].transpose("example", "position").values[kept, i] if x})
+            for of in ("token", "role", "modality")
+        )
+        token = tokens[0] if len(tokens) == 1 else ""
+        if name.isdigit() and modalities == ["image"] and {"row", "col"} <= set(ds.coords):
+            places = {
+                tuple(place) for place in zip(*(ds[of].values[kept, i].tolist() for of in ("row", "col")), strict=True)
+            }
+            row, col = min(places)
+            name = f"r{row}c{col}" if len(places) == 1 and row >= 0 else name
+        found.append(labeller.position(name, token, "|".join(roles), "|".join(modalities)))
+    return found
 
 
-def effect_label(ds: xr.Dataset, metric: str, normalized: bool) -> str:
-    """What the colour bar shows."""
-    name = METRICS[metric]["label"]
-    if normalized:
-        return f"share of the total effect\n({name})"
-    method = str(ds.attrs.get("method", "patch"))
-    said = {"ablate": "loss when ablated, of", "knockout": "loss when blocked, of", "steer": "gain when steered, of"}
-    return f"{said.get(method, 'indirect effect on')}\n{name}"
+def effect_label(ds: xr.Dataset, metric: str, normalized: bool, labeller: Labeller | None = None) -> str:
+    """What a colour bar or an axis of effects shows: quantity, unit, and what its sign means."""
+    of, sign = _EFFECTS.get(str(ds.attrs.get("method", "patch")), _EFFECT)
+    name = (labeller or Labeller()).metric(metric, unit=not normalized)
+    quantity = f"share of the total effect on {name}" if normalized else f"{of} {name}"
+    if not normalized and METRICS[metric]["better"] < 0:
+        quantity += ", sign turned"
+    return f"{quantity}\n{sign}"
 
 
-def subtitle(ds: xr.Dataset, metric: str) -> str:
+def subtitle(ds: xr.Dataset, metric: str, labeller: Labeller | None = None) -> str:
     """Model, what was done, how many examples the means are over, and the total effect or the clean run's metric."""
     from vlm_patching.analysis import total_effect
 
     kept = ds["kept"] == "kept"
     restored = ds.attrs.get("direction", "denoise") == "denoise"
     done = _DONE.get(str(ds.attrs.get("method", "patch")), "cells restored" if restored else "cells corrupted")
+    if "window" not in ds.dims and "layers_covered" in ds.coords and int(ds["layers_covered"].max()) > 1:
+        done += f" in windows of {int(ds['layers_covered'].max())} layers"
     pairs = f"mean of {int(kept.sum())} of {ds.sizes['example']} pairs"
     if ds.attrs.get("examples_unaffected"):
         pairs += f" ({ds.attrs['examples_unaffected']} with an unchanged answer)"
@@ -60,4 +180,5 @@ def subtitle(ds: xr.Dataset, metric: str) -> str:
         scale = f"total effect {float(total_effect(ds, metric).mean()):.3g}"
     else:
         scale = f"clean run {float(ds[f'{metric}_clean'].where(kept).mean()):.3g}"
-    return f"{ds.attrs.get('model', '')}: {done}, {pairs}, {scale}"
+    model = (labeller or Labeller()).model(str(ds.attrs.get("model", "")))
+    return f"{model}: {done}, {pairs}, {scale}"

@@ -132,6 +132,8 @@ def _described(
         f"{prefix}role": (across, _strings([[p.role for p in row] for row in table])),
         f"{prefix}row": (across, np.array([[p.row for p in row] for row in table])),
         f"{prefix}col": (across, np.array([[p.col for p in row] for row in table])),
+        f"{prefix}image": (across, np.array([[p.image for p in row] for row in table])),
+        f"{prefix}tile": (across, np.array([[p.tile for p in row] for row in table])),
     }
     if any(p.box for row in table for p in row):
         boxes = [[p.box or (-1, -1, -1, -1) for p in row] for row in table]

@@ -1,0 +1,104 @@
+"""`vlm-patching plot` and `figures`: a store's figures as files, and which figures there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from vlm_patching.commands.output import AsJson, parse_changes, show
+from vlm_patching.errors import SpecError
+from vlm_patching.figures import FIGURES
+
+
+def plot(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="The store that a run has written.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="A folder, or the file of one figure; next to the store where not given."),
+    ] = None,
+    figure: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only this figure; vlm-patching figures lists them.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Which metric's effect, in the place of the figures' own.")] = None,
+    site: Annotated[str | None, typer.Option(help="Only this site.")] = None,
+    position: Annotated[str | None, typer.Option(help="Only this position, of figures that take one.")] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Shares of the total effect.")] = False,
+    other: Annotated[
+        Path | None, typer.Option(metavar="STORE", help="Figure compare: the store to compare with.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other argument of a figure, as layers=x; repeatable."),
+    ] = None,
+    width: Annotated[
+        Literal["screen", "single", "double"], typer.Option(help="A page's one or two columns, with letters for print.")
+    ] = "screen",
+    title: Annotated[bool, typer.Option(help="Say above the panels what a figure is of.")] = True,
+    form: Annotated[
+        Literal["png", "pdf", "svg", "jpg"] | None, typer.Option("--format", help="Where -o names no file: png.")
+    ] = None,
+) -> None:
+    """Draw a store: the figures that its experiment names, or those that its method calls for."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    import vlm_patching as vp
+    from vlm_patching.plots.style import check_format
+
+    ds = vp.load_results(store)
+    compared = vp.load_results(other) if other is not None else None
+    given = {"metric": metric, "site": site, "position": position, "normalize": normalize or None}
+    given |= parse_changes(changes, None)
+    specs = vp.plot.figures_of(ds, figure or ("compare" if other else None), given, compared is not None)
+    if output is not None and output.suffix and not output.is_dir():
+        check_format(output.suffix)
+        if form is not None and output.suffix.lower() != f".{form}":
+            raise SpecError(f"-o {output} and --format {form} do not agree; give one of them.")
+        if len(specs) > 1:
+            raise SpecError(f"This store is drawn as {', '.join(specs)}: pick one by --figure, or give -o a folder.")
+    failed: dict[str, list[str]] = {}
+    with vp.plot.style(width, title=title):
+        for name, spec in specs.items():
+            path = _path(store, output, name, form or "png", alone=len(specs) == 1)
+            try:
+                pairs = vp.rebuild_pairs(ds) if FIGURES[spec.figure].pictures else None
+                drawn = vp.plot.draw_one(ds, spec, pairs=pairs, other=compared)
+            except SpecError as error:
+                failed.setdefault(str(error), []).append(name)
+                continue
+            print(vp.plot.save(drawn, path, dpi=150))
+            plt.close(drawn)
+    if failed:
+        one = len(failed) == 1 and len(next(iter(failed.values()))) == len(specs)
+        raise SpecError(
+            " ".join(why if one else f"Not drawn: {', '.join(names)}. {why}" for why, names in failed.items())
+        )
+
+
+def figures(as_json: AsJson = False) -> None:
+    """List the figures: what each shows, which methods' results it draws, and what can be said of it."""
+    rows: list[dict[str, Any]] = []
+    for name, kind in FIGURES.items():
+        rows.append(
+            {
+                "name": name,
+                "shows": kind.about,
+                "of": ", ".join(kind.methods),
+                "arguments": ", ".join(kind.arguments),
+                "form of": kind.follows,
+            }
+        )
+    show(rows, as_json, ("name", "shows", "of", "arguments"))
+
+
+def _path(store: Path, output: Path | None, name: str, form: str, alone: bool) -> Path:
+    """Where a figure goes: the file that was named, into the folder, or next to the store."""
+    if output is None:
+        return store.with_name(f"{store.stem}.{form}" if alone else f"{store.stem}_{name}.{form}")
+    if output.suffix and not output.is_dir():
+        return output
+    return output / f"{name}.{form}"
