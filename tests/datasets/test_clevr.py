@@ -15,7 +15,7 @@ import vlm_patching as vp
 from tests.datasets.kit_questions import clevr, clevr_program, clevr_question, clevr_scene
 from tests.refusals import refusal, says
 from vlm_patching.pairs.clevr import ATTRIBUTES, Scene, outputs, phrases_of, program_of, said, spans_of
-from vlm_patching.pairs.reading import Row
+from vlm_patching.pairs.reading.rows import Row
 
 SCENES = [
     clevr_scene(0, ["large red rubber cube", "small blue metal sphere", "small green metal cylinder"]),

@@ -20,7 +20,7 @@ from tests.refusals import BLIP, RECORD, changed, folder_of, refusal, says
 from tests.test_cli import Command, command  # noqa: F401 - a fixture
 from vlm_patching.bundle import opened
 from vlm_patching.pairs import Pairs, loading
-from vlm_patching.pairs.reading import BadRow
+from vlm_patching.pairs.reading.rows import BadRow
 
 
 @pytest.fixture(scope="module")

@@ -14,19 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.refusals import refusal, says
-from vlm_patching.pairs.reading import (
-    BadRow,
-    Row,
-    inside,
-    read_csv,
-    read_csv_at,
+from vlm_patching.pairs.reading.csv_files import read_csv, read_csv_at
+from vlm_patching.pairs.reading.folders import inside
+from vlm_patching.pairs.reading.json_files import (
     read_json,
     read_json_by_key,
     read_json_lines,
     read_json_tuples,
     read_object,
-    read_side_by_side,
 )
+from vlm_patching.pairs.reading.lines import read_side_by_side
+from vlm_patching.pairs.reading.rows import BadRow, Row
 
 cells = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\r\x00"), max_size=8)
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 from vlm_patching.errors import SpecError
 from vlm_patching.pairs.pair import Box, Pair, Prompt, Span
 from vlm_patching.pairs.pictures import Picture
-from vlm_patching.pairs.reading import BadRow, Row
+from vlm_patching.pairs.reading.rows import BadRow, Row
 from vlm_patching.pairs.text_corruptions import OPTIONS
 
 ASKED = "asked"

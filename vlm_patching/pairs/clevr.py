@@ -11,7 +11,7 @@ from operator import and_, eq, gt, lt, or_
 from typing import Any
 
 from vlm_patching.pairs.pair import Box, Span
-from vlm_patching.pairs.reading import Row
+from vlm_patching.pairs.reading.rows import Row
 
 ATTRIBUTES = ("size", "color", "material", "shape")
 RELATIONS = ("left", "right", "front", "behind")

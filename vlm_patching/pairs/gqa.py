@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vlm_patching.pairs.pair import Box
-from vlm_patching.pairs.reading import BadRow, Row, read_json_by_key
+from vlm_patching.pairs.reading.json_files import read_json_by_key
+from vlm_patching.pairs.reading.rows import BadRow, Row
 
 Task = Literal["ChooseAttr", "ChooseCat", "ChooseRel", "CompareAttr", "LogicalObj", "QueryAttr"]
 TASKS: tuple[Task, ...] = get_args(Task)

@@ -25,7 +25,7 @@ from vlm_patching.pairs.datasets import DATASETS, PairsSpec, pairs_keys
 from vlm_patching.pairs.datasets.base import Dataset, DatasetSpec, FilesSpec
 from vlm_patching.pairs.pair import Pair, Prompt
 from vlm_patching.pairs.pictures import Picture, Resized, StoredPicture, files_of, opened
-from vlm_patching.pairs.reading import BadRow
+from vlm_patching.pairs.reading.rows import BadRow
 from vlm_patching.pairs.vocabulary import Exclusions, Vocabulary, exclusions
 from vlm_patching.validation import Section, explain, parse_json, read_text
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vlm_patching.errors import SpecError, shown
 from vlm_patching.pairs.pictures import StoredPicture, check_size
-from vlm_patching.pairs.reading import Row
+from vlm_patching.pairs.reading.rows import Row
 
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 

@@ -30,7 +30,8 @@ from vlm_patching.pairs.candidates import Candidate, Dropped, Found, each, with_
 from vlm_patching.pairs.clevr import Phrase, Scene, Step, outputs, phrases_of, program_of, said, spans_of
 from vlm_patching.pairs.datasets.base import QuestionsSpec
 from vlm_patching.pairs.pair import Box, Pair, Prompt, Span
-from vlm_patching.pairs.reading import BadRow, Row, read_json
+from vlm_patching.pairs.reading.json_files import read_json
+from vlm_patching.pairs.reading.rows import BadRow, Row
 
 ABOUT = "rendered scenes of solids; the same question of two scenes that answer it differently"
 FILES = "questions/, scenes/ and images/ of CLEVR_v1.0.zip (cs.stanford.edu/people/jcjohns/clevr)"

@@ -29,7 +29,8 @@ from vlm_patching.pairs.candidates import Candidate, Dropped, Found, each, with_
 from vlm_patching.pairs.coco import CocoPictures
 from vlm_patching.pairs.datasets.base import QuestionsSpec
 from vlm_patching.pairs.pair import Pair, Prompt
-from vlm_patching.pairs.reading import BadRow, Row, read_side_by_side
+from vlm_patching.pairs.reading.lines import read_side_by_side
+from vlm_patching.pairs.reading.rows import BadRow, Row
 from vlm_patching.pairs.vocabulary import exclusions
 
 ABOUT = "questions of one word's answer about COCO's pictures, to be corrupted by noise"

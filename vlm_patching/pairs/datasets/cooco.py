@@ -29,7 +29,8 @@ from vlm_patching.pairs.candidates import Candidate, Choice, Dropped, Found, att
 from vlm_patching.pairs.datasets.base import FilesSpec
 from vlm_patching.pairs.english import indefinite
 from vlm_patching.pairs.pictures import Resized
-from vlm_patching.pairs.reading import BadRow, Row, read_json_by_key
+from vlm_patching.pairs.reading.json_files import read_json_by_key
+from vlm_patching.pairs.reading.rows import BadRow, Row
 
 ABOUT = "scenes in which an object was replaced by one that fits there, more or less"
 FILES = "COOCO_data_new.json and COOCO_images/ (huggingface.co/datasets/fmerlo/COOCO)"

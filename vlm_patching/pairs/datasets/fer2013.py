@@ -28,7 +28,9 @@ from vlm_patching.errors import SpecError, nearest
 from vlm_patching.pairs.candidates import Choice, Dropped, Found
 from vlm_patching.pairs.datasets.base import FilesSpec
 from vlm_patching.pairs.pictures import Picture, StoredPicture
-from vlm_patching.pairs.reading import BadRow, Row, folders_in, image_names, read_csv, read_csv_at
+from vlm_patching.pairs.reading.csv_files import read_csv, read_csv_at
+from vlm_patching.pairs.reading.folders import folders_in, image_names
+from vlm_patching.pairs.reading.rows import BadRow, Row
 from vlm_patching.validation import repeated
 
 ABOUT = "small grey pictures of faces, of seven emotions"

@@ -31,7 +31,8 @@ from vlm_patching.pairs.candidates import Candidate, Choice, Dropped, Found, att
 from vlm_patching.pairs.datasets.base import YesNoSpec
 from vlm_patching.pairs.pair import Box
 from vlm_patching.pairs.pictures import Picture, Resized
-from vlm_patching.pairs.reading import BadRow, Row, read_json
+from vlm_patching.pairs.reading.json_files import read_json
+from vlm_patching.pairs.reading.rows import BadRow, Row
 
 ABOUT = "expressions that pick out an object of a photograph, and hard negatives of them: other words or other images"
 FILES = "test_expression_all_coco_format.json, neg_images.tgz (figshare.com, article 26048050), images/ of GQA"

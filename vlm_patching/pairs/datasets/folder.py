@@ -22,7 +22,9 @@ from vlm_patching.errors import SpecError, nearest, shown
 from vlm_patching.pairs.candidates import Found, each
 from vlm_patching.pairs.datasets.base import FilesSpec
 from vlm_patching.pairs.pair import Pair, Prompt
-from vlm_patching.pairs.reading import BadRow, Row, read_csv, read_json_lines
+from vlm_patching.pairs.reading.csv_files import read_csv
+from vlm_patching.pairs.reading.json_files import read_json_lines
+from vlm_patching.pairs.reading.rows import BadRow, Row
 
 ABOUT = "your own pairs, as written"
 FILES = "pairs.jsonl (one JSON object a line) or pairs.csv, and the images that it names"

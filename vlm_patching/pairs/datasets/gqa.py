@@ -38,7 +38,10 @@ from vlm_patching.pairs.datasets.base import QuestionsSpec
 from vlm_patching.pairs.english import article, is_plural, plural
 from vlm_patching.pairs.gqa import TASKS, Boxes, Question, Task, columns_of, of_graphs, of_table, tables, task_of
 from vlm_patching.pairs.pair import Pair, Prompt, Span
-from vlm_patching.pairs.reading import BadRow, Row, inside, read_csv, read_json_by_key
+from vlm_patching.pairs.reading.csv_files import read_csv
+from vlm_patching.pairs.reading.folders import inside
+from vlm_patching.pairs.reading.json_files import read_json_by_key
+from vlm_patching.pairs.reading.rows import BadRow, Row
 
 ABOUT = "questions of six tasks, with the boxes of what they ask about, for attention knockout"
 FILES = (

@@ -24,7 +24,7 @@ from vlm_patching.pairs.candidates import Candidate, Choice, Found, attempt
 from vlm_patching.pairs.datasets.base import FilesSpec
 from vlm_patching.pairs.pair import Box, Pair, Prompt, Span
 from vlm_patching.pairs.pictures import Picture
-from vlm_patching.pairs.reading import Row
+from vlm_patching.pairs.reading.rows import Row
 from vlm_patching.pairs.tables import CellPicture, Source, part_of, top_of
 from vlm_patching.validation import Section
 

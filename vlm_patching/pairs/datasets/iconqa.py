@@ -28,7 +28,9 @@ from typing import Literal
 from vlm_patching.errors import SpecError
 from vlm_patching.pairs.candidates import Candidate, Choice, Dropped, Found, literal
 from vlm_patching.pairs.datasets.base import FilesSpec
-from vlm_patching.pairs.reading import BadRow, folders_in, read_object
+from vlm_patching.pairs.reading.folders import folders_in
+from vlm_patching.pairs.reading.json_files import read_object
+from vlm_patching.pairs.reading.rows import BadRow
 
 ABOUT = "diagrams of icons, and questions about them with choices"
 FILES = "iconqa/SPLIT/TASK/ID/ with data.json, image.png, choice_*.png (iconqa_data.zip, github.com/lupantech/IconQA)"

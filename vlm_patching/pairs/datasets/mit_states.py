@@ -23,7 +23,8 @@ from vlm_patching.errors import SpecError, nearest
 from vlm_patching.pairs.candidates import Candidate, Choice, Dropped, Found
 from vlm_patching.pairs.datasets.base import FilesSpec
 from vlm_patching.pairs.english import is_plural
-from vlm_patching.pairs.reading import folders_in, image_names, read_lists
+from vlm_patching.pairs.reading.csv_files import read_lists
+from vlm_patching.pairs.reading.folders import folders_in, image_names
 from vlm_patching.pairs.vocabulary import exclusions
 
 ABOUT = "photographs of things in a state; the same noun in another state"

@@ -30,7 +30,8 @@ from vlm_patching.pairs.candidates import Candidate, Choice, Dropped, Found, att
 from vlm_patching.pairs.datasets.base import FilesSpec
 from vlm_patching.pairs.english import indefinite
 from vlm_patching.pairs.pair import Box
-from vlm_patching.pairs.reading import BadRow, Row, read_json
+from vlm_patching.pairs.reading.json_files import read_json
+from vlm_patching.pairs.reading.rows import BadRow, Row
 from vlm_patching.pairs.vocabulary import exclusions
 
 ABOUT = "generated pictures of coloured shapes, as ShapeWorld writes them"

@@ -30,7 +30,9 @@ from pydantic import Field
 from vlm_patching.pairs.candidates import Candidate, Choice, Dropped, Found, each
 from vlm_patching.pairs.datasets.base import FilesSpec
 from vlm_patching.pairs.english import indefinite, is_plural, participle, plural, verb_forms, words_of
-from vlm_patching.pairs.reading import Row, image_names, read_csv
+from vlm_patching.pairs.reading.csv_files import read_csv
+from vlm_patching.pairs.reading.folders import image_names
+from vlm_patching.pairs.reading.rows import Row
 
 ABOUT = "pictures that differ in the subject, the verb or the object of a sentence"
 FILES = "svo_probes.csv (github.com/google-deepmind/svo_probes), images/ID.jpg from its addresses"

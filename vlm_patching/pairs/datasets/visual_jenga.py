@@ -27,7 +27,8 @@ from vlm_patching.pairs.datasets.base import YesNoSpec
 from vlm_patching.pairs.english import indefinite, is_plural
 from vlm_patching.pairs.pair import Box
 from vlm_patching.pairs.pictures import Resized, opened
-from vlm_patching.pairs.reading import BadRow, Row, read_json
+from vlm_patching.pairs.reading.json_files import read_json
+from vlm_patching.pairs.reading.rows import BadRow, Row
 
 ABOUT = "pictures with and without one of their objects, which was removed by inpainting"
 FILES = (

@@ -35,7 +35,10 @@ from vlm_patching.errors import SpecError
 from vlm_patching.pairs.candidates import Candidate, Dropped, Found, attempt, each, with_suffix
 from vlm_patching.pairs.datasets.base import FileName, QuestionsSpec
 from vlm_patching.pairs.pair import Pair, Prompt
-from vlm_patching.pairs.reading import BadRow, Row, folders_in, image_names, inside, read_csv, read_json
+from vlm_patching.pairs.reading.csv_files import read_csv
+from vlm_patching.pairs.reading.folders import folders_in, image_names, inside
+from vlm_patching.pairs.reading.json_files import read_json
+from vlm_patching.pairs.reading.rows import BadRow, Row
 from vlm_patching.pairs.vocabulary import exclusions
 
 ABOUT = "questions about a picture, with the phrase that it explains, to be replaced by another"

@@ -29,7 +29,9 @@ from vlm_patching.pairs.candidates import Candidate, Dropped, Found, attempt, ea
 from vlm_patching.pairs.coco import CocoPictures
 from vlm_patching.pairs.datasets.base import QuestionsSpec
 from vlm_patching.pairs.pair import Pair, Prompt
-from vlm_patching.pairs.reading import BadRow, Row, inside, read_json, read_json_tuples
+from vlm_patching.pairs.reading.folders import inside
+from vlm_patching.pairs.reading.json_files import read_json, read_json_tuples
+from vlm_patching.pairs.reading.rows import BadRow, Row
 
 ABOUT = "people's questions, each about two pictures of COCO that answer it differently"
 FILES = "questions, annotations and complementary pairs of a split, JSON (visualqa.org); COCO's pictures of 2014"
