@@ -24,17 +24,22 @@ COLORS = 200
 HEAD = """Results become figures: `vp.plot` has a function for each kind, a Dataset and an optional `ax` in, `Axes` out
 (an array of them where there are several panels). `make figures` draws this page's pictures and writes it."""
 
-USE = """```python
+USE = """```sh
+vlm-patching run zhang_nanda2023_sip -o sip.zarr
+vlm-patching run zhang_nanda2023_str -o str.zarr
+vlm-patching figures                                 # the kinds, and what can be said of each
+vlm-patching plot sip.zarr -o figures/               # all that the experiment names; next to the store without -o
+vlm-patching plot sip.zarr --figure lines --metric logit_difference --normalize -o lines.pdf
+vlm-patching plot sip.zarr --other str.zarr --set site=language.resid_post --width double --format pdf
+```
+
+```python
+import vlm_patching as vp
+
+ds = vp.load_results("sip.zarr")
 ax = vp.plot.heatmap(ds, "logit_difference", normalize=True)
 vp.plot.save(ax, "heatmap.pdf")  # or png, svg, jpg; text stays text in PDF and SVG
 vp.plot.draw(ds)  # all that the experiment names: name → figure
-```
-
-```sh
-vlm-patching figures                                 # the kinds, and what can be said of each
-vlm-patching plot heads.zarr -o figures/             # all that the experiment names; next to the store without -o
-vlm-patching plot heads.zarr --figure heatmap --metric logit_difference --normalize --set layers=x -o heatmap.pdf
-vlm-patching plot noise.zarr --other sip.zarr --width double --format pdf
 ```
 
 An experiment names its figures; numbers and hash do not depend on them. A name alone will do:

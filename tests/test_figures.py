@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import vlm_patching as vp
 from vlm_patching.figures import FIGURES, FigureSpec
-from vlm_patching.plots.draw import FUNCTIONS, arguments_of, default_metric
+from vlm_patching.plots.draw import FUNCTIONS, arguments_of, default_metric, figures_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 SPEC: dict[str, Any] = {
@@ -156,20 +156,30 @@ def test_figures_over_pictures_are_left_out_without_pairs_and_refused_where_aske
 
 
 def test_one_kind_of_figure_and_other_arguments_can_be_asked_for(named: Any) -> None:
-    specs = vp.plot.figures_of(named, "heatmap", {"limit": 0.5})
+    specs = figures_of(named, "heatmap", {"limit": 0.5})
     assert [spec.arguments() for spec in specs.values()] == [
         {"layers": "x", "limit": 0.5},
         {"metric": "logit_difference", "normalize": True, "limit": 0.5},
     ]
-    (other,) = vp.plot.figures_of(named, "distribution", {"top": 3}).values()
+    (other,) = figures_of(named, "distribution", {"top": 3}).values()
     assert other == FigureSpec(figure="distribution", top=3)
     assert vp.plot.draw(named, "logit_difference", figure="distribution", top=3)["distribution"].axes
+
+
+def test_one_of_several_figures_of_a_kind_can_be_asked_for_by_its_number(named: Any) -> None:
+    for number, said in ((1, {"layers": "x"}), (2, {"metric": "logit_difference", "normalize": True})):
+        (spec,) = figures_of(named, f"heatmap_{number}").values()
+        assert spec.arguments() == said
+    with pytest.raises(vp.SpecError, match="no heatmap_3: the experiment names 2 figures heatmap"):
+        figures_of(named, "heatmap_3")
+    with pytest.raises(vp.SpecError, match="Unknown figure 'heatmaps'"):
+        figures_of(named, "heatmaps_1")
 
 
 def test_another_metric_leaves_alone_a_figure_that_compares_two(named: Any) -> None:
     both = {"figure": "compare", "metric": "probability", "other_metric": "logit_difference"}
     ds = named.assign_attrs(experiment=experiment(["heatmap", both]).to_json())
-    specs = vp.plot.figures_of(ds, changes={"metric": "logit_difference"})
+    specs = figures_of(ds, changes={"metric": "logit_difference"})
     assert (specs["heatmap"].metric, specs["compare"].metric) == ("logit_difference", "probability")
 
 

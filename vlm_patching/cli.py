@@ -104,9 +104,14 @@ def evaluate(
         typer.Option("-o", "--output", metavar="STORE", help="The store; results/NAME-evaluated.zarr where not given."),
     ] = None,
     kept: Annotated[
-        Path | None, typer.Option("--kept", metavar="FILE", help="Write the ids of kept pairs there, for pairs.ids.")
+        Path | None,
+        typer.Option(
+            "--kept", metavar="FILE", help="Write the ids of kept pairs there; --set pairs.ids=FILE takes only these."
+        ),
     ] = None,
-    by: Annotated[str, typer.Option(help="Count by this coordinate of the pairs, such as task or answer.")] = "task",
+    by: Annotated[
+        str, typer.Option(metavar="NAME", help="Count by this coordinate of the pairs, such as task or answer.")
+    ] = "task",
     backend: Backend = "local",
     host: Host = None,
     changes: Changes = None,
@@ -114,7 +119,12 @@ def evaluate(
     as_json: AsJson = False,
     threads: Threads = None,
 ) -> None:
-    """Say how often the model is right on an experiment's pairs, before anything is swept."""
+    """Say how often the model is right on an experiment's pairs, before anything is swept.
+
+    A row for all pairs and one for each kind of question: how many there are, how many are kept, the share of right
+    answers with its 95 % interval, and how many answers the corruption changes. An evaluation that was cut off goes on
+    where it stopped.
+    """
     import vlm_patching as vp
     from vlm_patching.commands.evaluate import report
     from vlm_patching.evaluation import write_kept
@@ -218,6 +228,15 @@ def diagnose(
         print(output, file=sys.stderr if as_json else sys.stdout)
 
 
+app.add_typer(pairs.app, name="pairs", rich_help_panel=LOOK)
+app.command(rich_help_panel=LOOK)(doctor.doctor)
+app.command(rich_help_panel=RUN)(remote.jobs)
+app.command("serve-ndif", rich_help_panel=RUN)(serve.serve_ndif)
+app.command(rich_help_panel=SHARE)(plot.plot)
+app.add_typer(bundle.app, name="bundle", rich_help_panel=SHARE)
+app.command(rich_help_panel=SHARE)(bundle.replay)
+
+
 @app.command(rich_help_panel=LIST)
 def presets(as_json: AsJson = False) -> None:
     """List the experiments that ship with the package."""
@@ -287,14 +306,7 @@ def datasets(as_json: AsJson = False) -> None:
     show(rows, as_json, ("name", "about", "files", "options"))
 
 
-app.add_typer(pairs.app, name="pairs", rich_help_panel=LOOK)
-app.command(rich_help_panel=LOOK)(doctor.doctor)
-app.command(rich_help_panel=RUN)(remote.jobs)
-app.command("serve-ndif", rich_help_panel=RUN)(serve.serve_ndif)
-app.command(rich_help_panel=SHARE)(plot.plot)
 app.command(rich_help_panel=LIST)(plot.figures)
-app.add_typer(bundle.app, name="bundle", rich_help_panel=SHARE)
-app.command(rich_help_panel=SHARE)(bundle.replay)
 
 
 def _store(name: str) -> Path:

@@ -98,7 +98,7 @@ def problems() -> Iterator[str]:
                 if documented and not method.startswith("_") and not inspect.getdoc(getattr(value, method)):
                     yield f"{name}.{method} has no docstring."
         elif callable(value):
-            given = [] if name.startswith("vp.plot.") else list(inspect.signature(value).parameters)
+            given = list(inspect.signature(value).parameters)
             yield from (f"{name}: the parameter {each} is not said." for each in given if not _said(text, each))
 
 

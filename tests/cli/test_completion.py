@@ -12,6 +12,7 @@ import pytest
 
 import vlm_patching as vp
 from vlm_patching.commands import completion
+from vlm_patching.figures import FIGURES, FigureSpec
 from vlm_patching.metrics import METRICS
 from vlm_patching.pairs import CORRUPTED_INPUT, DATASETS
 from vlm_patching.pipeline import BACKENDS
@@ -38,6 +39,10 @@ def offered(line: str, cwd: Path) -> list[str]:
         ("vlm-patching init --dataset fol", ["folder"]),
         ("vlm-patching init --method ", list(METHOD_SECTIONS)),
         ("vlm-patching plan palit2023 --set patch.pos", ["patch.positions="]),
+        ("vlm-patching plot run.zarr --figure hea", ["heatmap", "heads", "head_function"]),
+        ("vlm-patching plot run.zarr --metric logit", ["logit_difference"]),
+        ("vlm-patching plot run.zarr --set lay", ["layer=", "layers="]),
+        ("vlm-patching pairs show factors_", ["factors_blip", "factors_llava"]),
     ],
 )
 def test_names_are_completed_in_a_shell(tmp_path: Path, line: str, wanted: list[str]) -> None:
@@ -63,6 +68,7 @@ def test_everything_in_the_tables_is_offered() -> None:
     assert completion.methods("") == list(METHOD_SECTIONS)
     assert completion.metrics("") == list(METRICS)
     assert completion.corruptions("") == list(CORRUPTED_INPUT)
+    assert completion.figures("") == list(FIGURES)
     assert completion.models("") == list(vp.bundled_models())
     assert set(vp.presets()) <= set(completion.specs(""))
 
@@ -80,10 +86,18 @@ def test_every_key_that_is_offered_can_be_set() -> None:
     )
 
 
+def test_every_argument_of_a_figure_that_is_offered_is_one_of_some_figure() -> None:
+    offered = [key.rstrip("=") for key in completion.figure_arguments("")]
+    taken = {name for kind in FIGURES.values() for name in kind.arguments}
+    assert set(offered) <= taken and set(offered) <= set(FigureSpec.model_fields)
+    assert taken - set(offered) == {"metric", "site", "position", "normalize"}, "these have an option of their own"
+
+
 def test_a_completion_does_not_wait_for_torch() -> None:
     code = (
         "import sys; from vlm_patching import cli; from vlm_patching.commands import completion as c; "
-        "[f('') for f in (c.specs, c.models, c.datasets, c.backends, c.methods, c.metrics, c.corruptions, c.changes)]; "
+        "[f('') for f in (c.specs, c.models, c.datasets, c.backends, c.methods, c.metrics, c.figures, c.corruptions, "
+        "c.figure_arguments, c.changes)]; "
         "print([m for m in ('torch', 'transformers', 'nnsight', 'xarray') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

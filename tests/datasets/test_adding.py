@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 import sys
 import types
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import vlm_patching as vp
 from tests.datasets.kit import picture, table
 from tests.refusals import refusal, says
-from vlm_patching.pairs import DATASETS, Pairs
+from vlm_patching.pairs import DATASETS, Pairs, candidates, coco, english, pictures
+from vlm_patching.pairs.datasets import base
 from vlm_patching.pairs.datasets.base import Dataset
 from vlm_patching.pairs.loading import load
+from vlm_patching.pairs.reading import csv_files, folders, json_files, lines, rows
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-a-dataset.md"
 
@@ -49,3 +53,18 @@ def test_the_page_s_dataset_asks_counts_and_refuses(toy: types.ModuleType, tmp_p
     (tmp_path / "photos" / "dog.png").unlink()
     says(refusal(lambda: pairs_of(toy, tmp_path)), "animals.csv, line 3", "dog.png", "does not exist")
     assert pairs_of(toy, tmp_path, on_error="skip").dropped == {"error: an image does not exist": 1}
+
+
+def test_every_helper_and_file_that_the_page_names_is_there() -> None:
+    part = PAGE.read_text(encoding="utf-8").partition("## What to use")[2].partition("## Its tests")[0]
+    code = re.findall(r"`([^`]+)`", part)
+    files = [name for name in code if "/" in name and "{" not in name]
+    pairs = Path(vp.__file__).parent / "pairs"
+    assert len(files) >= 6 and all((pairs / name.removeprefix("pairs/")).exists() for name in files)
+    modules = (base, candidates, coco, csv_files, english, folders, json_files, lines, pictures)
+    there = {name for holder in (*modules, rows.Row, pictures.StoredPicture) for name in dir(holder)}
+    there |= {*base.QuestionsSpec.model_fields, *base.YesNoSpec.model_fields}
+    there |= {field.name for each in (candidates.Choice, rows.Row) for field in fields(each)}
+    named = {found[1] for each in code if (found := re.fullmatch(r"(?:\w+\.)?(\w+)(?:\([\w, ]*\))?", each))}
+    spans = {"subject", "object", "constraint"}
+    assert len(named) > 40 and sorted(named - there - spans) == []

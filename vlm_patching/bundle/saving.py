@@ -189,7 +189,7 @@ def _write_figures(ds: xr.Dataset, given: Mapping[str, Figure] | None, folder: P
 
 
 def _drawn(ds: xr.Dataset, pairs: Sequence[Pair]) -> dict[str, Figure]:
-    from vlm_patching.plots import draw_one, figures_of
+    from vlm_patching.plots.draw import draw_one, figures_of
 
     drawn = {}
     for name, spec in figures_of(ds).items():

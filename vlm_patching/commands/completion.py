@@ -57,6 +57,21 @@ def metrics(incomplete: str) -> list[str]:
     return _begun(METRICS, incomplete)
 
 
+def figures(incomplete: str) -> list[str]:
+    """What results are drawn as."""
+    from vlm_patching.figures import FIGURES
+
+    return _begun(FIGURES, incomplete)
+
+
+def figure_arguments(incomplete: str) -> list[str]:
+    """What `plot --set` takes: arguments of figures that have no option of their own."""
+    from vlm_patching.figures import FigureSpec
+
+    options = ("figure", "metric", "site", "position", "normalize")
+    return _begun([f"{name}=" for name in FigureSpec.model_fields if name not in options], incomplete)
+
+
 def corruptions(incomplete: str) -> list[str]:
     """What corrupts a run."""
     from vlm_patching.pairs import CORRUPTED_INPUT

@@ -33,9 +33,15 @@ Family = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of torch; where not given, one for a small model.")
 ]
-Backend = Annotated[str, typer.Option(help="Where the model runs: local, or ndif.", autocompletion=completion.backends)]
+Backend = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="Where the model runs: local, or ndif.", autocompletion=completion.backends),
+]
 Host = Annotated[
-    str | None, typer.Option(help="Address of the NDIF server; that of NDIF_HOST, or the public one, where not given.")
+    str | None,
+    typer.Option(
+        metavar="URL", help="Address of the NDIF server; that of NDIF_HOST, or the public one, where not given."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

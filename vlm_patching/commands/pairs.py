@@ -29,7 +29,7 @@ class _ShowByDefault(TyperGroup):
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Look at the pairs of a spec, and write them as a folder of pairs. SPEC alone: show it.",
+    help="Look at the pairs of a spec, or write them as a folder.\n\n`pairs SPEC` is short for `pairs show SPEC`.",
     cls=_ShowByDefault,
 )
 
@@ -42,15 +42,18 @@ Corrupted = Annotated[
 def show_pairs(
     spec: Spec,
     preview: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Show them side by side: .html, or .png (also .pdf, .svg).")
+        Path | None, typer.Option(metavar="FILE", help="Show them side by side: .html, .png, .pdf or .svg.")
     ] = None,
-    most: Annotated[int, typer.Option(min=1, help="How many pairs are shown at most.")] = 100,
+    most: Annotated[int, typer.Option(min=1, help="How many pairs are shown at most (of a picture 12).")] = 100,
     corrupted: Corrupted = False,
     changes: Changes = None,
     family: Family = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which pairs a spec gives, how many candidates were dropped, and why."""
+    """Say which pairs a spec gives, how many candidates were dropped, and why.
+
+    The first twenty as a table, or with --preview side by side, their spans and regions marked.
+    """
     import vlm_patching as vp
 
     experiment = vp.Experiment.from_spec(spec, parse_changes(changes, family))
@@ -80,7 +83,10 @@ def export(
     changes: Changes = None,
     family: Family = None,
 ) -> None:
-    """Write the pairs of a spec as a folder with pairs.jsonl and PNGs, which the dataset `folder` reads."""
+    """Write the pairs of a spec as a folder, to look at, change and share: pairs.jsonl and PNGs.
+
+    `pairs: {dataset: folder, path: FOLDER}` in a spec reads it.
+    """
     import vlm_patching as vp
     from vlm_patching.pairs import pairs_digest
     from vlm_patching.pairs.exporting import write_folder

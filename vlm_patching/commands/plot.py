@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from vlm_patching.commands import completion
 from vlm_patching.commands.output import AsJson, parse_changes, show
 from vlm_patching.errors import SpecError
 from vlm_patching.figures import FIGURES
@@ -16,21 +17,45 @@ def plot(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="The store that a run has written.")],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="A folder, or the file of one figure; next to the store where not given."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="PATH",
+            help="A folder, or the file of one figure; next to the store where not given.",
+        ),
     ] = None,
     figure: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Only this figure; vlm-patching figures lists them.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Only this kind, as heatmap, or one of several, as heatmap_2; vlm-patching figures lists them.",
+            autocompletion=completion.figures,
+        ),
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="Which metric's effect, in the place of the figures' own.")] = None,
-    site: Annotated[str | None, typer.Option(help="Only this site.")] = None,
-    position: Annotated[str | None, typer.Option(help="Only this position, of figures that take one.")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which metric's effect, in the place of the figures' own.",
+            autocompletion=completion.metrics,
+        ),
+    ] = None,
+    site: Annotated[str | None, typer.Option(metavar="NAME", help="Only this site.")] = None,
+    position: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only this position, of figures that take one.")
+    ] = None,
     normalize: Annotated[bool, typer.Option("--normalize", help="Shares of the total effect.")] = False,
     other: Annotated[
         Path | None, typer.Option(metavar="STORE", help="Figure compare: the store to compare with.")
     ] = None,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other argument of a figure, as layers=x; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other argument of a figure, as in --set layers=x. May be repeated.",
+            autocompletion=completion.figure_arguments,
+        ),
     ] = None,
     width: Annotated[
         Literal["screen", "single", "double"], typer.Option(help="A page's one or two columns, with letters for print.")
@@ -47,26 +72,30 @@ def plot(
     import matplotlib.pyplot as plt
 
     import vlm_patching as vp
+    from vlm_patching.plots.draw import draw_one, figures_of
     from vlm_patching.plots.style import check_format
 
     ds = vp.load_results(store)
     compared = vp.load_results(other) if other is not None else None
     given = {"metric": metric, "site": site, "position": position, "normalize": normalize or None}
     given |= parse_changes(changes, None)
-    specs = vp.plot.figures_of(ds, figure or ("compare" if other else None), given, compared is not None)
+    specs = figures_of(ds, figure or ("compare" if other else None), given, compared is not None)
     if output is not None and output.suffix and not output.is_dir():
         check_format(output.suffix)
         if form is not None and output.suffix.lower() != f".{form}":
             raise SpecError(f"-o {output} and --format {form} do not agree; give one of them.")
         if len(specs) > 1:
-            raise SpecError(f"This store is drawn as {', '.join(specs)}: pick one by --figure, or give -o a folder.")
+            picks = ", ".join(f"{name}_1" if f"{name}_2" in specs else name for name in specs)
+            raise SpecError(
+                f"{output} is one file, and these are {len(specs)} figures: give -o a folder, or --figure one of {picks}."
+            )
     failed: dict[str, list[str]] = {}
     with vp.plot.style(width, title=title):
         for name, spec in specs.items():
             path = _path(store, output, name, form or "png", alone=len(specs) == 1)
             try:
                 pairs = vp.rebuild_pairs(ds) if FIGURES[spec.figure].pictures else None
-                drawn = vp.plot.draw_one(ds, spec, pairs=pairs, other=compared)
+                drawn = draw_one(ds, spec, pairs=pairs, other=compared)
             except SpecError as error:
                 failed.setdefault(str(error), []).append(name)
                 continue

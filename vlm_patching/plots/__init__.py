@@ -7,7 +7,7 @@ from vlm_patching.plots.attention import attention, head_function
 from vlm_patching.plots.compare import compare
 from vlm_patching.plots.corruptions import corruptions
 from vlm_patching.plots.distribution import distribution
-from vlm_patching.plots.draw import draw, draw_one, figures_of
+from vlm_patching.plots.draw import draw
 from vlm_patching.plots.gallery import gallery
 from vlm_patching.plots.heatmap import heads, heatmap
 from vlm_patching.plots.image import image
@@ -25,9 +25,7 @@ __all__ = [
     "corruptions",
     "distribution",
     "draw",
-    "draw_one",
     "figure_of",
-    "figures_of",
     "gallery",
     "head_function",
     "heads",

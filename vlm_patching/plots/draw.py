@@ -70,7 +70,7 @@ def draw(
     metric
         In the place of every figure's own.
     figure
-        Only this one.
+        Only those of this kind (``heatmap``), or one of several of a kind (``heatmap_2``).
     pairs
         The pairs that were run: figures over pictures need them, and are left out without (named by `figure`, refused).
     other
@@ -146,6 +146,7 @@ def figures_of(
     ----------
     figure
         Only those of this kind: the experiment's, or, where it names none of the kind, one with nothing said of it.
+        With a number behind it, ``heatmap_2``, only that one of the experiment's.
     changes
         Arguments that replace the figures' own, as far as they take them; None is no change.
     compared
@@ -156,17 +157,22 @@ def figures_of(
     SpecError
         A figure or argument that there is not, or that none of these figures takes.
     """
-    if figure is not None and figure not in FIGURES:
-        raise unknown("figure", figure, FIGURES)
+    kind, number = _numbered(figure)
+    if kind is not None and kind not in FIGURES:
+        raise unknown("figure", kind, FIGURES)
     changes = {name: value for name, value in (changes or {}).items() if value is not None}
     known = [name for name in FigureSpec.model_fields if name != "figure"]
     for name in changes:
         if name not in known:
             raise unknown("argument of a figure", name, known)
     named = _named(ds)
-    chosen = [each for each in named if figure in (None, each["figure"])]
-    if figure is not None and not chosen:
-        chosen = [{"figure": figure}]
+    chosen = [each for each in named if kind in (None, each["figure"])]
+    if number is not None:
+        if not 1 <= number <= len(chosen):
+            raise SpecError(f"There is no {figure}: the experiment names {len(chosen)} figures {kind}.")
+        chosen = [chosen[number - 1]]
+    if kind is not None and not chosen:
+        chosen = [{"figure": kind}]
     chosen = chosen or [{"figure": suited(ds)[0]}]
     unused = [name for name in changes if not any(name in FIGURES[each["figure"]].arguments for each in chosen)]
     if unused:
@@ -186,6 +192,12 @@ def figures_of(
             name, number = f"{spec.figure}_{number}", number + 1
         found[name] = spec
     return found
+
+
+def _numbered(figure: str | None) -> tuple[str | None, int | None]:
+    """The kind that is asked for, and which one of the experiment's."""
+    kind, line, number = (figure or "").rpartition("_")
+    return (kind, int(number)) if line and number.isascii() and number.isdigit() else (figure, None)
 
 
 def _named(ds: xr.Dataset) -> list[dict[str, Any]]:

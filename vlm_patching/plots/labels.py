@@ -131,7 +131,21 @@ class Labeller:
 
 
 def position_labels(ds: xr.Dataset, labeller: Labeller | None = None) -> list[str]:
-    """A label for each position: a group's name; at an index its token where all kept examples agree, else roles."""
+    """What figures call each position.
+
+    Parameters
+    ----------
+    ds
+        What `vp.run` gave, of a sweep over positions.
+    labeller
+        What things are called.
+
+    Returns
+    -------
+    list of str
+        In the order of the dimension `position`: a group's name; at an index its token where all kept examples agree,
+        else its roles; of a patch its row and column.
+    """
     labeller = labeller or Labeller()
     names = [str(label) for label in ds["position"].values]
     if not {"token", "role", "modality"} <= set(ds.coords):

@@ -106,9 +106,26 @@ def _inside(values: xr.DataArray) -> list[str]:
 
 
 def mean_effect(ds: xr.Dataset, metric: str, normalize: bool = False) -> xr.DataArray:
-    """Effect, mean over kept examples and draws; NaN where no kept example has the cell.
+    """The numbers of the maps: effect, mean over kept examples and draws.
 
-    Normalised, it is the mean effect over the mean total effect of the examples that have the cell.
+    Parameters
+    ----------
+    ds
+        What `vp.run` gave.
+    metric
+        One of the dataset's metrics.
+    normalize
+        Mean effect over mean total effect, of the examples that have the cell.
+
+    Returns
+    -------
+    xarray.DataArray
+        Of every cell; NaN where no kept example has it. Its sign is that of `vp.effect`.
+
+    Raises
+    ------
+    SpecError
+        No pair was kept, and what `vp.effect` refuses.
     """
     if not (ds["kept"] == "kept").any():
         raise SpecError("No pair of this dataset was kept, so there is nothing to draw; `kept` says why of each.")

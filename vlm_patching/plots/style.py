@@ -180,7 +180,18 @@ def canvas(
 
 
 def figure_of(drawn: Drawn) -> Figure:
-    """The figure of what a plot function returned."""
+    """The figure of what a plot function returned.
+
+    Parameters
+    ----------
+    drawn
+        Axes, or an array of them.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The whole figure, also where the axes are of a part of it.
+    """
     first = drawn if isinstance(drawn, Axes) else np.ravel(drawn)[0]
     figure = first.get_figure(root=True)
     assert isinstance(figure, Figure)
