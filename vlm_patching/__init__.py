@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from vlm_patching.models import bundled_models, describe_model, load_model
     from vlm_patching.pairs import Pair, Prompt, corrupt_images, load_pairs
     from vlm_patching.pipeline import run
-    from vlm_patching.results import load_results
+    from vlm_patching.reports import Report, report
+    from vlm_patching.results import load_results, rebuild_pairs
 
 _ROOMS = {"analysis": "analysis", "bundle": "bundle", "plot": "plots"}
 _HOME = {
@@ -39,6 +40,7 @@ _HOME = {
     "Pair": "pairs",
     "Prompt": "pairs",
     "Remote": "backends.wire",
+    "Report": "reports",
     "RunError": "errors",
     "SpecError": "errors",
     "bundled_models": "models",
@@ -52,6 +54,8 @@ _HOME = {
     "load_results": "results",
     "plan": "forecast",
     "presets": "catalog",
+    "rebuild_pairs": "results",
+    "report": "reports",
     "run": "pipeline",
     "total_effect": "analysis",
 }
@@ -63,6 +67,7 @@ __all__ = [
     "Pair",
     "Prompt",
     "Remote",
+    "Report",
     "RunError",
     "SpecError",
     "analysis",
@@ -79,6 +84,8 @@ __all__ = [
     "plan",
     "plot",
     "presets",
+    "rebuild_pairs",
+    "report",
     "run",
     "total_effect",
 ]
