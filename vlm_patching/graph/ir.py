@@ -1,7 +1,8 @@
 """The deferred intervention graph: a short list of runs, as pure data. Nothing here computes.
 
 A *run* has an input, edits and reads; an edit may use what an earlier run read; sweep dimensions are names, not
-copies, and become the dimensions of the dataset. The text and Mermaid drawings are in `vlm_patching.graph.draw`, the SVG in `.picture`.
+copies, and become the dimensions of the dataset. The text and Mermaid drawings are in
+`vlm_patching.graph.draw`, the SVG in `vlm_patching.graph.picture`.
 """
 
 from __future__ import annotations

@@ -11,17 +11,17 @@ from vlm_patching.graph.draw import edit_text, is_written_out, measured, place_t
 from vlm_patching.graph.ir import InterventionGraph, Run
 from vlm_patching.graph.structure import FILE, SWEPT
 
-_CHARACTERS = 46
+_CHARACTERS, _NARROW = 46, 38
 """Of a line; a character of a 12-pixel monospaced font is at most `_ADVANCE` wide."""
 _ADVANCE = 7.3
 _LINE = 17.0
 _PAD = 12.0
-_WIDTH = _CHARACTERS * _ADVANCE + 2 * _PAD
 _ACROSS, _DOWN = 72.0, 26.0
 _GUTTER = 14.0
 """Room for each arrow that passes beside boxes."""
 _STYLE = """
-.graph text { font: 12px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; fill: currentColor }
+.graph text { font: 12px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace }
+.graph text { fill: currentColor }
 .graph .head { font-weight: 700 }
 .graph .soft { opacity: 0.75 }
 .graph rect { fill: currentColor; fill-opacity: 0.04; stroke: currentColor; stroke-opacity: 0.45 }
@@ -45,6 +45,7 @@ class _Box:
     run: Run
     lines: Sequence[_Line]
     column: int
+    width: float
 
     @property
     def height(self) -> float:
@@ -59,20 +60,22 @@ def svg(graph: InterventionGraph, *, narrow: bool = False) -> str:
     narrow
         One box under the other, for a phone; else runs that take something stand to the right of those that give it.
     """
-    boxes = _boxes(graph)
+    boxes = _boxes(graph, _NARROW if narrow else _CHARACTERS)
     places, width, height = _placed(boxes, narrow)
     arrows = _arrows(boxes, places, narrow)
     if narrow:
         width += _GUTTER * len(arrows)
-    bar = _wrapped(" ".join(f"measure {measured(graph)}".split()), "head", characters=int((width - 2 * _PAD) / _ADVANCE))
-    bar += _wrapped(f"keep {graph.keep}, seed {graph.seed}", "soft")
+    characters = int((width - 2 * _PAD) / _ADVANCE)
+    bar = _wrapped(" ".join(f"measure {measured(graph)}".split()), characters, "head")
+    bar += _wrapped(f"keep {graph.keep}, seed {graph.seed}", characters, "soft")
     drawn = [_drawn(box, *places[box.run.name]) for box in boxes]
     drawn.append(f'<g class="measure">{_frame(bar, 1, height, width - 2)}</g>')
     whole = height + len(bar) * _LINE + _PAD + 1
     said = escape(f"Intervention graph {graph.name}: " + "; ".join(_said(run) for run in graph.runs))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="graph" role="img" aria-label="{said}" viewBox="0 0 {width:g} {whole:g}" '
-        f'width="{width:g}" height="{whole:g}"><style>{_STYLE}</style>{"".join(arrows)}{"".join(drawn)}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="graph" role="img" aria-label="{said}" '
+        f'viewBox="0 0 {width:g} {whole:g}" width="{width:g}" height="{whole:g}">'
+        f"<style>{_STYLE}</style>{''.join(arrows)}{''.join(drawn)}</svg>"
     )
 
 
@@ -82,32 +85,31 @@ def _said(run: Run) -> str:
     return f"{run.name} on {run.on}" + (f" with {edits}" if edits else "")
 
 
-def _boxes(graph: InterventionGraph) -> list[_Box]:
+def _boxes(graph: InterventionGraph, characters: int) -> list[_Box]:
     boxes: list[_Box] = []
     for run in graph.runs:
         sources = [name for edit in run.edits for name in taken_from(edit)]
         before = [box.column + 1 for box in boxes if box.run.name in sources]
-        boxes.append(_Box(run, _lines(graph, run), max([*before, int(run.name in SWEPT)])))
+        column = max([*before, int(run.name in SWEPT)])
+        boxes.append(_Box(run, _lines(graph, run, characters), column, characters * _ADVANCE + 2 * _PAD))
     return boxes
 
 
-def _lines(graph: InterventionGraph, run: Run) -> list[_Line]:
-    lines = _wrapped(f"{run.name} run, on {run.on}", "head")
+def _lines(graph: InterventionGraph, run: Run, characters: int) -> list[_Line]:
+    lines = _wrapped(f"{run.name} run, on {run.on}", characters, "head")
     dimensions = [d for d in graph.dimensions if d.name in run.over and not is_written_out(d)]
     if dimensions:
-        lines += _wrapped("for " + ", ".join(f"{d.name} in {values_text(d)}" for d in dimensions), "soft")
+        lines += _wrapped("for " + ", ".join(f"{d.name} in {values_text(d)}" for d in dimensions), characters, "soft")
     for edit in run.edits:
         named = edit.source is not None and not edit.source.startswith(FILE)
         takes = tuple(str(edit.source).split(" - ")) if named else ()
-        lines += _wrapped(" ".join(edit_text(edit).split()), takes=takes)
+        lines += _wrapped(" ".join(edit_text(edit).split()), characters, takes=takes)
     for read in run.reads:
-        lines += _wrapped(f"read {read.name} = {place_text(read.at)}", gives=f"{run.name}.{read.name}")
+        lines += _wrapped(f"read {read.name} = {place_text(read.at)}", characters, gives=f"{run.name}.{read.name}")
     return lines
 
 
-def _wrapped(
-    text: str, kind: str = "", gives: str = "", takes: tuple[str, ...] = (), characters: int = _CHARACTERS
-) -> list[_Line]:
+def _wrapped(text: str, characters: int, kind: str = "", gives: str = "", takes: tuple[str, ...] = ()) -> list[_Line]:
     """Lines that fit a box; arrows begin and end at the first of them."""
     parts = textwrap.wrap(text, characters, subsequent_indent="  ")
     return [_Line(part, kind, *((gives, takes) if i == 0 else ())) for i, part in enumerate(parts)]
@@ -118,9 +120,9 @@ def _placed(boxes: Sequence[_Box], narrow: bool) -> tuple[dict[str, tuple[float,
     places, bottoms = {}, dict.fromkeys((0 if narrow else box.column for box in boxes), 1.0)
     for box in boxes:
         column = 0 if narrow else box.column
-        places[box.run.name] = (1 + column * (_WIDTH + _ACROSS), bottoms[column])
+        places[box.run.name] = (1 + column * (box.width + _ACROSS), bottoms[column])
         bottoms[column] += box.height + _DOWN
-    width = 2 + (max(bottoms) + 1) * (_WIDTH + _ACROSS) - _ACROSS
+    width = 2 + (max(bottoms) + 1) * (boxes[0].width + _ACROSS) - _ACROSS
     return places, width, max(bottoms.values())
 
 
@@ -144,12 +146,12 @@ def _arrows(boxes: Sequence[_Box], places: Mapping[str, tuple[float, float]], na
 
 def _edge(box: _Box, line: int, places: Mapping[str, tuple[float, float]], right: bool) -> tuple[float, float]:
     x, y = places[box.run.name]
-    return x + right * _WIDTH, y + _PAD / 2 + (line + 0.5) * _LINE
+    return x + right * box.width, y + _PAD / 2 + (line + 0.5) * _LINE
 
 
 def _drawn(box: _Box, x: float, y: float) -> str:
     kind = "swept" if box.run.name in SWEPT else "base"
-    return f'<g class="{kind}">{_frame(box.lines, x, y, _WIDTH)}</g>'
+    return f'<g class="{kind}">{_frame(box.lines, x, y, box.width)}</g>'
 
 
 def _frame(lines: Sequence[_Line], x: float, y: float, width: float) -> str:

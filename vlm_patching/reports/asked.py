@@ -15,7 +15,8 @@ from vlm_patching.graph.ir import swept_place
 from vlm_patching.metrics import METRICS
 
 METHODS = {
-    "patch": "activation patching: in the {base} run, one cell at a time takes the value that it has in the {origin} run",
+    "patch": "activation patching: in the {base} run, one cell at a time takes the value that it has in the {origin} "
+    "run",
     "path": "path patching: as activation patching, while every other head keeps still, so that only what reaches the "
     "receiver counts",
     "knockout": "attention knockout: attention along an edge set is blocked, around one layer at a time",
@@ -44,7 +45,7 @@ def asked(ds: xr.Dataset, graph: InterventionGraph) -> list[tuple[str, str]]:
     place = swept_place(graph)
     where = ", ".join(str(site) for site in values_of(graph, "site", place.site))
     swept = [f"{d.name} {values_text(d)}" for d in graph.dimensions if d.name != "site"]
-    if isinstance(place.position, str | int) and place.position not in ("position", "edges"):
+    if place.position is not None and place.position != "edges" and graph.dimension("position") is None:
         swept.append(f"at {place.position}")
     rows = [
         ("Method", method_words(ds, graph)),

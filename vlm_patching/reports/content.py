@@ -11,7 +11,6 @@ import xarray as xr
 
 from vlm_patching.analysis import total_effect
 from vlm_patching.citations import citations
-from vlm_patching.errors import SpecError
 from vlm_patching.graph import InterventionGraph
 from vlm_patching.metrics import METRICS
 from vlm_patching.pairs import Pair
@@ -19,11 +18,11 @@ from vlm_patching.reports.asked import asked, measured, method_words
 from vlm_patching.reports.examples import examples
 from vlm_patching.reports.figures import axis_names, static_figures
 from vlm_patching.reports.looks import looks
-from vlm_patching.reports.maps import interval, maps, strongest
+from vlm_patching.reports.maps import maps, strongest
 from vlm_patching.reports.packing import shown
 from vlm_patching.reports.pictures import Album
 from vlm_patching.reports.places import places
-from vlm_patching.reports.quantities import Quantity, averaged, quantities, signs
+from vlm_patching.reports.quantities import Quantity, averaged, interval, quantities, signs
 from vlm_patching.reports.trust import checks, dropped, provenance, replay
 from vlm_patching.results.dataset import KEPT
 
@@ -137,5 +136,3 @@ def _strongest(ds: xr.Dataset, found: list[Quantity]) -> dict[str, Any] | None:
 def _cited(attributes: Mapping[str, Any]) -> str:
     """Where an experiment says what it follows; a lens and attribution are named by their methods too."""
     return re.sub(r"\s+", " ", str(attributes.get("source", "")))
-
-

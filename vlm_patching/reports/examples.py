@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import xarray as xr
@@ -17,17 +18,13 @@ from vlm_patching.reports.pictures import Album
 from vlm_patching.results.dataset import KEPT, NOT_RUN
 
 
-def examples(
-    ds: xr.Dataset, graph: InterventionGraph, pairs: Mapping[str, Pair], album: Album
-) -> list[dict[str, Any]]:
+def examples(ds: xr.Dataset, graph: InterventionGraph, pairs: Mapping[str, Pair], album: Album) -> list[dict[str, Any]]:
     """A record of every example; with its prompts where its pair is given, whose pictures go into the album."""
     names = [str(name) for name in ds["example"].values]
     return [_record(ds.isel(example=i), name, graph, pairs.get(name), album) for i, name in enumerate(names)]
 
 
-def _record(
-    ds: xr.Dataset, name: str, graph: InterventionGraph, pair: Pair | None, album: Album
-) -> dict[str, Any]:
+def _record(ds: xr.Dataset, name: str, graph: InterventionGraph, pair: Pair | None, album: Album) -> dict[str, Any]:
     kept = str(ds["kept"].item())
     record: dict[str, Any] = {"id": name, "kept": kept == KEPT, "why": _why(kept)}
     for label in ("text", "answer", "foil", "task", "said_clean"):
@@ -47,8 +44,9 @@ def _said(ds: xr.Dataset) -> str:
     if "said_corrupted" not in ds.coords:
         return ""
     said = [str(answer) for answer in ds["said_corrupted"].values.ravel()]
-    counts = Counter(said).most_common()
-    return counts[0][0] if len(said) == 1 else ", ".join(f"{answer} ({count} of {len(said)})" for answer, count in counts)
+    if len(said) == 1:
+        return said[0]
+    return ", ".join(f"{answer} ({count} of {len(said)})" for answer, count in Counter(said).most_common())
 
 
 def _measured(ds: xr.Dataset, metric: str) -> dict[str, Any]:
@@ -91,8 +89,8 @@ def marked(text: str, spans: Mapping[str, Span]) -> list[Sequence[Any]]:
     """The text, cut where spans begin and end: each part with the names of the spans that it is in, narrowest first."""
     cuts = sorted({0, len(text), *(end for span in spans.values() for end in span)})
     widths = {name: end - start for name, (start, end) in spans.items()}
-    parts = []
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    parts: list[Sequence[Any]] = []
+    for start, end in pairwise(cuts):
         inside = [name for name, span in spans.items() if span[0] <= start and end <= span[1]]
         parts.append([text[start:end], sorted(inside, key=lambda name: (widths[name], name))])
     return parts

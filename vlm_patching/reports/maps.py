@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from vlm_patching.analysis import bootstrap
 from vlm_patching.metrics import METRICS
 from vlm_patching.reports.packing import number, packed, packed_size
 from vlm_patching.reports.quantities import Quantity, averaged
@@ -105,8 +104,7 @@ def _blocks(found: Sequence[Quantity], across: str, selectors: Sequence[str]) ->
 
 
 def _summary(quantity: Quantity, blocks: Sequence[_Block]) -> dict[str, Any]:
-    summary = interval(quantity.values)
-    parts = [{name: packed(block.cut(summary[name])) for name in ("mean", "low", "high")} for block in blocks]
+    parts = [{name: packed(block.cut(quantity.summary[name])) for name in ("mean", "low", "high")} for block in blocks]
     return {
         "kind": quantity.kind,
         "metric": quantity.metric,
@@ -117,14 +115,6 @@ def _summary(quantity: Quantity, blocks: Sequence[_Block]) -> dict[str, Any]:
         "middle": quantity.middle,
         "blocks": parts,
     }
-
-
-def interval(values: xr.DataArray) -> xr.Dataset:
-    """Mean over examples and its 95 % interval; the ends are NaN where fewer than two examples have a number."""
-    if int(values.notnull().any([d for d in values.dims if d != "example"]).sum()) >= 2:
-        return bootstrap(values)
-    mean = averaged(values).mean("example")
-    return xr.Dataset({"mean": mean, "low": mean * np.nan, "high": mean * np.nan})
 
 
 def _share(quantity: Quantity, of: int, blocks: Sequence[_Block]) -> dict[str, Any]:
@@ -140,8 +130,8 @@ def _share(quantity: Quantity, of: int, blocks: Sequence[_Block]) -> dict[str, A
         "label": "share of the total effect",
         "title": f"share of the total effect ({METRICS[quantity.metric]['label']})",
         "unit": "",
-        "meaning": "Effect / total effect. 0: as the run that is patched, 1: as the run that the values come from. Of the "
-        "mean: mean effect over mean total effect, which the interval holds still.",
+        "meaning": "Effect / total effect. 0: as the run that is patched, 1: as the run that the values come from. Of "
+        "the mean: mean effect over mean total effect, which the interval holds still.",
         "middle": 0.0,
         "of": of,
         "totals": [number(value) for value in total.where(abs(total) > quantity.least).values],
@@ -170,7 +160,7 @@ def _label(value: Any) -> str:
 
 def strongest(quantity: Quantity, most: int) -> Iterator[dict[str, Any]]:
     """The cells whose mean is furthest from the middle: their labels, mean and interval."""
-    summary = interval(quantity.values)
+    summary = quantity.summary
     mean = summary["mean"]
     distance = abs(mean.values.ravel() - (quantity.middle or 0.0))
     order = np.argsort(np.where(np.isfinite(distance), -distance, np.inf), kind="stable")
@@ -178,4 +168,4 @@ def strongest(quantity: Quantity, most: int) -> Iterator[dict[str, Any]]:
         at = dict(zip(mean.dims, np.unravel_index(flat, mean.shape), strict=True))
         if np.isfinite(distance[flat]):
             labels = {str(name): _label(mean[name].values[i]) for name, i in at.items()}
-            yield {"labels": labels, **{name: number(summary[name].values.ravel()[flat]) for name in summary.data_vars}}
+            yield {"labels": labels, **{str(name): number(summary[name].values.ravel()[flat]) for name in summary}}

@@ -23,7 +23,11 @@ SCRIPTS = ("base.js", "grid.js", "picture.js", "inspector.js", "drawing.js", "ex
 def page(parts: Mapping[str, Any]) -> str:
     """The page of what `content` gathered. Everything is escaped but the drawings, which escape their own texts."""
     environment = Environment(
-        loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["shown"] = shown
     scripts = [_read(LIBRARY), "(() => {\n" + "\n".join(map(_read, SCRIPTS)) + "})();\n"]

@@ -12,8 +12,8 @@ from PIL import Image
 SIDES = (320, 256, 224, 192, 160, 128, 96, 64)
 """Longest sides, in pixels, of which the largest is taken that lets all pictures fit."""
 QUALITY = 82
-MOST_PIXELS = 64 * 64
-"""Of a picture that is kept without loss whatever its size in bytes: drawn ones are this small."""
+MOST_COLORS = 512
+"""Of a picture that is kept without loss: drawn ones have fewer, and are smaller so."""
 
 
 @dataclass
@@ -63,10 +63,7 @@ def _shrunk(picture: Image.Image, side: int) -> Image.Image:
 
 
 def _link(picture: Image.Image) -> str:
-    """PNG where it is the smaller, or the picture is small; else JPEG."""
-    lossless, lossy = io.BytesIO(), io.BytesIO()
-    picture.save(lossless, "PNG", optimize=True)
-    picture.save(lossy, "JPEG", quality=QUALITY, optimize=True)
-    png = lossless.tell() <= lossy.tell() or picture.width * picture.height <= MOST_PIXELS
-    kind, content = ("png", lossless) if png else ("jpeg", lossy)
+    """PNG of what was drawn, JPEG of photographs."""
+    content, kind = io.BytesIO(), "jpeg" if picture.getcolors(MOST_COLORS) is None else "png"
+    picture.save(content, kind, **({"quality": QUALITY} if kind == "jpeg" else {}), optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode('ascii')}"

@@ -19,10 +19,10 @@ def places(ds: xr.Dataset, dimension: str) -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        `labels`, `names` (as axes have them), `picture` (which of the prompt's pictures each label is of) and, each as
-        `rows` and `of` (example → its row), `token`, `role`, `modality`, `box` (x0, y0, x1, y1 in pixels of the original
-        picture, or None) and `patch` (whether it is a single patch). Texts are numbers of `strings`. None where the
-        dataset does not describe it.
+        `labels`, `picture` (which of the prompt's pictures each label is of) and, each as `rows` and `of` (example →
+        its row), `token`, `role`, `modality`, `box` (x0, y0, x1, y1 in pixels of the original picture, or None) and
+        `patch` (whether it is a single patch). Texts are numbers of `strings`. None where the dataset does not describe
+        it.
     """
     prefix = "key_" if dimension == "key" else ""
     if f"{prefix}token" not in ds.coords or dimension not in ds.dims:

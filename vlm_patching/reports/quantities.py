@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import xarray as xr
 
-from vlm_patching.analysis import effect, head_functions, knockout_change, metrics_of, total_effect
+from vlm_patching.analysis import bootstrap, effect, head_functions, knockout_change, metrics_of, total_effect
 from vlm_patching.analysis.attention import patch_keys
 from vlm_patching.analysis.effects import LEAST_TOTAL_EFFECT, REMOVING, method_of
 from vlm_patching.analysis.knockout import LOG_PROBABILITIES, PROBABILITIES
@@ -17,12 +18,12 @@ from vlm_patching.metrics import METRICS
 _STATISTICS = {
     "pointing_ratio": (
         "pointing ratio",
-        "share of a head's attention on the region {region}, over the region's share of the picture: above 1 where it "
-        "looks at it, under 1 where it looks past it",
+        "Share of a head's attention on the region {region}, over the region's share of the picture: above 1 where it "
+        "looks at it, under 1 where it looks past it.",
     ),
-    "mass": ("attention on the picture", "the share of a head's attention that is on image patches"),
-    "top_k_share": ("share on the top patches", "near 1 where a head looks at a few patches alone"),
-    "entropy": ("entropy over the patches (nats)", "0 for one patch, ln(patches) for all of them alike"),
+    "mass": ("attention on the picture", "The share of a head's attention that is on image patches."),
+    "top_k_share": ("share on the top patches", "Near 1 where a head looks at a few patches alone."),
+    "entropy": ("entropy over the patches (nats)", "0 for one patch, ln(patches) for all of them alike."),
 }
 """Of `head_functions`: label, and what its size means."""
 
@@ -58,6 +59,11 @@ class Quantity:
     total: xr.DataArray | None = None
     least: float = 0.0
 
+    @cached_property
+    def summary(self) -> xr.Dataset:
+        """`mean` over examples, `low` and `high`, the ends of its 95 % interval."""
+        return interval(self.values)
+
 
 def quantities(ds: xr.Dataset) -> list[Quantity]:
     """Everything that a map of this dataset can show, what its method is about first."""
@@ -89,8 +95,8 @@ def signs(ds: xr.Dataset) -> str:
     if method in REMOVING:
         done = "blocked" if method == "knockout" else "ablated"
         return (
-            f"Effect = m(clean) - m({done}). Positive: what was taken away carried the answer. The change in percent has "
-            "the opposite sign: negative where it carried the answer."
+            f"Effect = m(clean) - m({done}). Positive: what was taken away carried the answer. The change in percent "
+            "has the opposite sign: negative where it carried the answer."
         )
     if method == "steer":
         base = ds.attrs.get("base", "clean")
@@ -112,7 +118,9 @@ def _effect(ds: xr.Dataset, metric: str, kind: str = "effect", said: str = "effe
 
 def _change(ds: xr.Dataset, metric: str) -> Quantity:
     meaning = "100 · (p(edited) - p(clean)) / p(clean). Negative: what was taken away carried the answer."
-    return Quantity("change", metric, "change of the answer's probability", "%", meaning, 0.0, knockout_change(ds, metric))
+    return Quantity(
+        "change", metric, "change of the answer's probability", "%", meaning, 0.0, knockout_change(ds, metric)
+    )
 
 
 def _reading(ds: xr.Dataset, metric: str) -> Quantity:
@@ -125,7 +133,7 @@ def _of_attention(ds: xr.Dataset) -> list[Quantity]:
     patches = patch_keys(ds)
     if not patches.any():
         values = ds["attention"].where(ds["kept"] == "kept")
-        return [Quantity("attention", "", "attention", "", "the share of attention on a key", None, values)]
+        return [Quantity("attention", "", "attention", "", "The share of attention on a key.", None, values)]
     region = region_of(ds)
     fewest = int(patches.sum("key").where(lambda count: count > 0).min())
     statistics = head_functions(ds, min(5, fewest), region=region)
@@ -140,6 +148,14 @@ def region_of(ds: xr.Dataset) -> str:
     """The region that attention is held against: `object` where patches have that role, else their commonest role."""
     roles = Counter(ds["key_role"].transpose("example", "key").values[patch_keys(ds).values].tolist())
     return "object" if "object" in roles else roles.most_common(1)[0][0]
+
+
+def interval(values: xr.DataArray) -> xr.Dataset:
+    """Mean over examples and its 95 % interval; the ends are NaN where fewer than two examples have a number."""
+    if int(values.notnull().any([d for d in values.dims if d != "example"]).sum()) >= 2:
+        return bootstrap(values)
+    mean = averaged(values).mean("example")
+    return xr.Dataset({"mean": mean, "low": mean * np.nan, "high": mean * np.nan})
 
 
 def averaged(values: xr.DataArray) -> xr.DataArray:

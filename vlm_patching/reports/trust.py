@@ -20,7 +20,7 @@ _LONG = ("graph", "experiment", "experiment_yaml", "family_file")
 
 
 def checks(ds: xr.Dataset) -> dict[str, Any] | None:
-    """The trust checks: `example`, `cells`, and `rows` of check, metric, difference and tolerance; None: none were made."""
+    """The trust checks: `example`, `cells`, `rows` of check, metric, difference, tolerance; None: none were made."""
     if "checks" not in ds.attrs:
         return None
     outcome = json.loads(ds.attrs["checks"])
@@ -71,7 +71,7 @@ def replay(attributes: Mapping[str, Any]) -> list[tuple[str, str]]:
     steps = [("The same libraries", f"pip install {shlex.join(pins)}")] if pins else []
     if "experiment" not in attributes:
         code = 'graph = vp.InterventionGraph.from_json(open("graph.json").read())\n'
-        code += f'ds = vp.run(graph, model={attributes.get("model", "")!r}, inputs=pairs)'
+        code += f"ds = vp.run(graph, model={attributes.get('model', '')!r}, inputs=pairs)"
         return [*steps, ("The graph was written by hand; save the attribute graph below as graph.json", code)]
     name = str(attributes["name"])
     file = re.sub(r"[^\w+-]+", "_", name)

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import xarray as xr
 
@@ -142,5 +141,3 @@ def _write(path: Path, text: str) -> None:
         raise SpecError(f"The report could not be written to {path}: {error}.") from error
     finally:
         part.unlink(missing_ok=True)
-
-

@@ -53,6 +53,7 @@ function drawMap() {
       title: { text: "layer", standoff: 6 }, range: [-0.5, layers.length - 0.5], fixedrange: true, showgrid: false },
     shapes: [frame()],
   };
+  byId("map").style.maxWidth = `${Math.max(340, 90 * columns.length + 180)}px`;
   return Plotly.react(byId("map"), [cells, missing], layout, settings);
 }
 
@@ -97,10 +98,10 @@ function drawLines() {
     xaxis: { ...axis(), title: { text: "layer", standoff: 8 }, fixedrange: true, dtick: layers.length <= 16 ? 1 : undefined, showgrid: false },
     yaxis: { ...axis(), title: { text: plain(quantity().label + (quantity().unit ? ` (${quantity().unit})` : "")), standoff: 8 }, fixedrange: true,
       zeroline: true, zerolinecolor: color("soft"), automargin: true },
-    legend: below ? { orientation: "v", x: 0, y: -0.02, yanchor: "top", yref: "container", font: { size: 12 } } : { font: { size: 12 } },
+    legend: { font: { size: 12 }, ...(below ? { orientation: "h", x: 0, y: -0.18, yanchor: "top" } : {}) },
     showlegend: true, shapes: [...ownOutput(), frame()],
   };
-  if (below) layout.legend = { orientation: "h", x: 0, y: -0.18, yanchor: "top", font: { size: 12 } };
+  byId("map").style.maxWidth = "";
   return Plotly.react(byId("map"), [...bands, ...lines], layout, settings);
 }
 
