@@ -23,7 +23,7 @@ _STYLE = """
 .graph text { font: 12px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace }
 .graph text { fill: currentColor }
 .graph .head { font-weight: 700 }
-.graph .soft { opacity: 0.75 }
+.graph .faint { opacity: 0.75 }
 .graph rect { fill: currentColor; fill-opacity: 0.04; stroke: currentColor; stroke-opacity: 0.45 }
 .graph .swept rect { fill: #d6604d; fill-opacity: 0.1; stroke: #d6604d; stroke-opacity: 1 }
 .graph .arrow { fill: none; stroke: #d6604d; stroke-width: 1.6 }
@@ -67,7 +67,7 @@ def svg(graph: InterventionGraph, *, narrow: bool = False) -> str:
         width += _GUTTER * len(arrows)
     characters = int((width - 2 * _PAD) / _ADVANCE)
     bar = _wrapped(" ".join(f"measure {measured(graph)}".split()), characters, "head")
-    bar += _wrapped(f"keep {graph.keep}, seed {graph.seed}", characters, "soft")
+    bar += _wrapped(f"keep {graph.keep}, seed {graph.seed}", characters, "faint")
     drawn = [_drawn(box, *places[box.run.name]) for box in boxes]
     drawn.append(f'<g class="measure">{_frame(bar, 1, height, width - 2)}</g>')
     whole = height + len(bar) * _LINE + _PAD + 1
@@ -99,7 +99,7 @@ def _lines(graph: InterventionGraph, run: Run, characters: int) -> list[_Line]:
     lines = _wrapped(f"{run.name} run, on {run.on}", characters, "head")
     dimensions = [d for d in graph.dimensions if d.name in run.over and not is_written_out(d)]
     if dimensions:
-        lines += _wrapped("for " + ", ".join(f"{d.name} in {values_text(d)}" for d in dimensions), characters, "soft")
+        lines += _wrapped("for " + ", ".join(f"{d.name} in {values_text(d)}" for d in dimensions), characters, "faint")
     for edit in run.edits:
         named = edit.source is not None and not edit.source.startswith(FILE)
         takes = tuple(str(edit.source).split(" - ")) if named else ()

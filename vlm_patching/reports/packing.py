@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,9 @@ def number(value: Any) -> float | None:
 
 def shown(value: float) -> str:
     """A number with four digits, as the page's scripts write it."""
-    return f"{value:.4g}".replace("-", "\u2212")
+    size = abs(value)
+    text = f"{value:.2e}" if size and (size < 1e-4 or size >= 1e6) else f"{float(f'{value:.4g}'):.10f}".rstrip("0")
+    return re.sub(r"e([+-])0*(\d)", r"e\1\2", text.rstrip(".")).replace("-", "\u2212")
 
 
 def embedded(data: Any) -> str:

@@ -34,7 +34,7 @@ function shown(value, unit = "") {
   if (value === null || value === undefined || Number.isNaN(value)) return "not run";
   const size = Math.abs(value);
   const text = size !== 0 && (size < 1e-4 || size >= 1e6) ? value.toExponential(2) : String(Number(value.toPrecision(4)));
-  return text.replace("-", "\u2212") + (unit ? `\u202f${unit}` : "");
+  return text.replaceAll("-", "\u2212") + (unit ? `\u202f${unit}` : "");
 }
 
 /** A text in the little markup language that the plotting library reads: nothing in it is markup. */
@@ -48,6 +48,14 @@ const color = (name) => getComputedStyle(document.documentElement).getPropertyVa
 
 /** Red, green, blue of "#rrggbb". */
 const channels = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+
+/** Black or white, whichever is easier to read on a tint over a panel. */
+function inkOn(tinted) {
+  const [r, g, b, a] = tinted === "transparent" ? [0, 0, 0, 0] : tinted.match(/[\d.]+/g).map(Number);
+  const mixed = channels(color("panel")).map((below, i) => ([r, g, b][i] * a + below * (1 - a)) / 255);
+  const [x, y, z] = mixed.map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * x + 0.7152 * y + 0.0722 * z > 0.18 ? "#000000" : "#ffffff";
+}
 
 /** The colour of a value between the ends of a scale whose middle lets what is behind it through. */
 function tint(value, scale) {

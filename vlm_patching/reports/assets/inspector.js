@@ -113,9 +113,11 @@ function prompted(layer, column) {
 function tokens(single, layer, column, pair) {
   const scale = scaleOf();
   const words = told(map.places, "token", pair);
-  return element("p", { class: "prompt", "aria-label": "Tokens, tinted" }, single.map(([at, i]) =>
-    element("span", { class: i === column ? "chip here" : "chip", style: `background:${tint(valueAt(layer, i), scale)}` },
-      map.places.strings[words[at]])));
+  return element("p", { class: "prompt" }, single.map(([at, i]) => {
+    const ground = tint(valueAt(layer, i), scale);
+    const style = `background:${ground};color:${inkOn(ground)}`;
+    return element("span", { class: i === column ? "chip here" : "chip", style }, map.places.strings[words[at]]);
+  }));
 }
 
 /** The cell's number in every pair; a click chooses the pair. */
