@@ -33,6 +33,7 @@ from vlm_patching.reports.content import PICTURE_ROOM, VALUE_ROOM
 from vlm_patching.reports.examples import marked
 from vlm_patching.reports.packing import embedded, packed, packed_size
 from vlm_patching.reports.pictures import Album
+from vlm_patching.reports.places import _picture
 
 PAIRS = {"dataset": "shapes", "n": 4, "seed": 3, "keep": "all"}
 SEMANTIC = {"kind": "semantic_image_pair"}
@@ -513,6 +514,13 @@ def test_a_store_of_dropped_pairs_says_why_of_each(tmp_path: Path) -> None:
     assert [record["kept"] for record in found.data["pairs"]] == [False] * 4
 
 
+@pytest.mark.parametrize(
+    ("label", "picture"), [("r0c3", 0), ("i1t2r0c3", 1), ("i12r4c5", 12), ("image:object", 0), ("7", 0)]
+)
+def test_a_patch_says_which_of_several_pictures_it_is_of(label: str, picture: int) -> None:
+    assert _picture(label) == picture
+
+
 def test_of_one_pair_there_is_a_mean_without_an_interval(tmp_path: Path) -> None:
     ds = run({"lens": {"positions": ["last"]}}, pairs={**PAIRS, "n": 1})
     drawn = Page(vp.report(ds, tmp_path / "one.html").html).data["map"]
@@ -547,6 +555,7 @@ def test_what_cannot_be_reported_is_refused_and_leaves_nothing(datasets: dict[st
     refused(lambda: vp.report(ds, tmp_path / "file" / "a.html"), "file/a.html", "could not be written")
     refused(lambda: vp.report(ds, tmp_path / "a.html", metric="probabilty"), "Did you mean 'probability'")
     refused(lambda: vp.report(xr.Dataset(), tmp_path / "a.html"), "not one that a run gave", "experiment_id")
+    refused(lambda: vp.report(ds.isel(site=0), tmp_path / "a.html"), "no dimension site", "ds.sel(site=[...])")
     refused(
         lambda: vp.report(ds, tmp_path / "a.html", vp.load_pairs("shapes", n=4, seed=9)),
         "other pairs",

@@ -237,6 +237,32 @@ def test_the_map_is_used_by_keyboard_and_says_what_it_shows(driver: Chrome, repo
         assert (frame["x0"], frame["y0"]) == (place[1] - 0.5, place[0] - 0.5)
 
 
+def test_a_control_keeps_the_focus_while_it_changes_the_map(driver: Chrome, reports: Reports) -> None:
+    view = View(driver, reports["modules"].report.path)
+    site = "document.querySelector('[data-control=Site]')"
+    view.run(f"{site}.selectedIndex = 0; {site}.dispatchEvent(new Event('change')); {site}.focus()")
+    for number in (1, 2):
+        view.press(Keys.ARROW_DOWN)
+        assert view.run(f"return [{site}.selectedIndex, document.activeElement === {site}]") == [number, True]
+        assert reports["modules"].ds["site"].values[number] in view.texts("#map-said")[0]
+
+
+def test_a_zoomed_map_goes_along_with_the_cell(driver: Chrome, reports: Reports, tmp_path: Path) -> None:
+    ds = reports["modules"].ds
+    many = ds.isel(position=np.arange(60) % ds.sizes["position"]).assign_coords(position=[str(i) for i in range(60)])
+    view = View(driver, vp.report(many, tmp_path / "many.html").path)
+    zoomed = "return document.getElementById('map')._fullLayout.xaxis.range"
+    view.run("Plotly.relayout(document.getElementById('map'), {'xaxis.range': [9.5, 19.5]})")
+    view.run("document.getElementById('map').focus()")
+    view.press(*[Keys.ARROW_LEFT] * 60)
+    assert view.run(zoomed) == pytest.approx([-0.5, 9.5])
+    view.press(*[Keys.PAGE_DOWN] * 6)
+    assert view.run(zoomed) == pytest.approx([49.5, 59.5])
+    assert len(view.texts("#map .xtick text")) == 10, "every column in sight has its name"
+    view.one("#reset-zoom").click()
+    assert view.run(zoomed) == pytest.approx([-0.5, 59.5])
+
+
 @pytest.mark.parametrize("name", ["heads", "knockout"])
 def test_tab_reaches_everything_in_order_and_leaves_it_again(driver: Chrome, reports: Reports, name: str) -> None:
     view = View(driver, reports[name].report.path)

@@ -18,7 +18,7 @@ from vlm_patching.reports.asked import asked, measured, method_words
 from vlm_patching.reports.examples import examples
 from vlm_patching.reports.figures import axis_names, static_figures
 from vlm_patching.reports.looks import looks
-from vlm_patching.reports.maps import maps, strongest
+from vlm_patching.reports.maps import maps, named, strongest
 from vlm_patching.reports.packing import shown
 from vlm_patching.reports.pictures import Album
 from vlm_patching.reports.places import places
@@ -130,7 +130,7 @@ def _strongest(ds: xr.Dataset, found: list[Quantity]) -> dict[str, Any] | None:
         for row in rows:
             label = row["labels"]["position"]
             row["labels"]["position"] = label if names[label] == label else f"{label} ({names[label]})"
-    return {"of": found[0], "dims": swept, "rows": rows}
+    return {"title": named(found[0]), "unit": found[0].unit, "dims": swept, "rows": rows}
 
 
 def _cited(attributes: Mapping[str, Any]) -> str:

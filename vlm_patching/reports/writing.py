@@ -98,6 +98,9 @@ def report(
     for name in ("experiment_id", "graph", "method"):
         if name not in ds.attrs:
             raise SpecError(f"The dataset is not one that a run gave: it has no {name} in its attributes.")
+    for name in ("example", "site", "layer"):
+        if name not in ds.dims:
+            raise SpecError(f"The dataset has no dimension {name}; select with lists: ds.sel({name}=[...]).")
     known = metrics_of(ds)
     if metric is not None and metric not in known:
         raise unknown("metric in this dataset", metric, known)

@@ -40,21 +40,26 @@ function drawMap() {
     ...common, z: values.map((row) => row.map((value) => (Number.isNaN(value) ? 1 : null))), showscale: false,
     colorscale: [[0, color("not-run")], [1, color("not-run")]], hoverongaps: false,
   };
-  const names = columns.map((i) => plain(shortened(columnName(i), 18)));
-  const steep = names.some((name) => name.length > 2);
+  const steep = columns.some((i) => columnName(i).length > 2);
   const side = many ? 15 : Math.max(20, Math.min(34, 640 / layers.length));
   const layout = {
     ...bare(), height: Math.round(side * layers.length + (steep ? 130 : 80) + (narrow.matches ? 70 : 0)),
     margin: { l: 48, r: 8, t: 8, b: 40 }, dragmode: many && !narrow.matches ? "zoom" : false,
-    xaxis: { ...axis(), tickvals: columns, ticktext: names, tickangle: steep ? -50 : 0, automargin: true, showgrid: false,
-      title: { text: map.across, standoff: 8 }, range: [-0.5, columns.length - 0.5], fixedrange: !many,
-      ...(many ? { tickmode: "auto", tickvals: undefined, ticktext: undefined, nticks: 20 } : {}) },
+    xaxis: { ...axis(), ...columnTicks(0, columns.length), tickangle: steep ? -50 : 0, automargin: true, showgrid: false,
+      title: { text: map.across, standoff: 8 }, range: [-0.5, columns.length - 0.5], fixedrange: !many },
     yaxis: { ...axis(), tickvals: layers.filter((i) => layers.length <= 20 || i % 2 === 0), ticktext: block().layers.filter((_, i) => layers.length <= 20 || i % 2 === 0).map(String),
       title: { text: "layer", standoff: 6 }, range: [-0.5, layers.length - 0.5], fixedrange: true, showgrid: false },
     shapes: [frame()],
   };
   byId("map").style.maxWidth = `${Math.max(340, 90 * columns.length + 180)}px`;
   return Plotly.react(byId("map"), [cells, missing], layout, settings);
+}
+
+/** Names of the columns between two, as many as can be read. */
+function columnTicks(from, to) {
+  const step = Math.max(1, Math.ceil((to - from) / ROOM));
+  const tickvals = block().columns.map((_, i) => i).filter((i) => i >= from && i <= to && i % step === 0);
+  return { tickvals, ticktext: tickvals.map((i) => plain(shortened(columnName(i), 18))) };
 }
 
 function colorbar() {

@@ -29,7 +29,7 @@ function controls() {
   });
   if (canBeLines()) made.push(chooser("As", [["map", "map"], ["lines", "lines"]], state.view, (view) => { state.view = view; }));
   if (state.view === "map" && (map.blocks.length > 1 || map.selectors.some((one) => one.labels.length > 1))) {
-    const box = element("input", { type: "checkbox", checked: state.oneScale });
+    const box = element("input", { type: "checkbox", checked: state.oneScale, "data-control": "scale" });
     box.addEventListener("change", () => { state.oneScale = box.checked; refresh(); });
     made.push(element("label", { class: "tick" }, box, "one colour scale for all maps"));
   }
@@ -79,20 +79,35 @@ function listen() {
   target.removeAllListeners("plotly_hover");
   target.removeAllListeners("plotly_unhover");
   target.removeAllListeners("plotly_click");
+  target.removeAllListeners("plotly_relayout");
   target.on("plotly_hover", (event) => inspect(...cellOf(event.points[0])));
   target.on("plotly_unhover", () => inspect(state.layer, state.column));
   target.on("plotly_click", (event) => choose(...cellOf(event.points[0])));
+  target.on("plotly_relayout", (event) => {
+    const zoomed = event["xaxis.range"] || (event["xaxis.range[0]"] !== undefined && [event["xaxis.range[0]"], event["xaxis.range[1]"]]);
+    if (!zoomed || state.view !== "map") return;
+    const { tickvals, ticktext } = columnTicks(...zoomed);
+    Plotly.relayout(target, { "xaxis.tickvals": tickvals, "xaxis.ticktext": ticktext });
+  });
 }
 
 const cellOf = (point) => (state.view === "map" ? [Math.round(point.y), Math.round(point.x)] : point.customdata);
 
 function choose(layer, column) {
   Object.assign(state, { layer, column });
-  const shapes = state.view === "map" ? [frame()] : [...ownOutput(), frame()];
-  Plotly.relayout(byId("map"), { shapes });
+  Plotly.relayout(byId("map"), { shapes: state.view === "map" ? [frame()] : [...ownOutput(), frame()], ...inSight(column) });
   inspect(layer, column);
   const ends = state.pair < 0 ? interval(layer, column) : "";
   byId("announcer").textContent = `${cellName(layer, column)}: ${shown(valueAt(layer, column), quantity().unit)}${ends ? `, 95 % interval ${ends}` : ""}`;
+}
+
+/** A zoomed map goes along with the cell. */
+function inSight(column) {
+  if (state.view !== "map") return {};
+  const [from, to] = byId("map")._fullLayout.xaxis.range;
+  if (column >= from && column <= to) return {};
+  const start = Math.max(-0.5, Math.min(column - (to - from) / 2, block().columns.length - 0.5 - (to - from)));
+  return { "xaxis.range": [start, start + to - from] };
 }
 
 /** Arrow keys: up and down go through layers, left and right through columns; in lines the other way round. */

@@ -19,7 +19,7 @@ function painted(picture, said, patches = [], boxes = []) {
   const [width, height] = picture.size;
   const line = Math.max(width, height) / 130;
   const image = drawn("image", { href: picture.link, width, height, class: pixelated(picture) });
-  const veil = patches.length ? drawn("rect", { width, height, fill: color("paper"), "fill-opacity": 0.35 }) : null;
+  const veil = patches.length > 1 ? drawn("rect", { width, height, fill: "#ffffff", "fill-opacity": 0.35 }) : null;
   const tints = patches.map(({ box: [x0, y0, x1, y1], fill }) =>
     drawn("rect", { x: x0, y: y0, width: x1 - x0, height: y1 - y0, fill }));
   const frames = boxes.flatMap(({ box: [x0, y0, x1, y1], dashed }) => ["#ffffff", "#000000"].map((stroke, i) =>
