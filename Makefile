@@ -51,7 +51,7 @@ test-report: $(STAMP)  ## open reports in a headless Chromium
 	    exit 1; \
 	  fi; \
 	}
-	VLM_PATCHING_CHROMIUM="$$(command -v $(CHROMIUM))" $(BIN)/python -m pytest tests/browser
+	chromium="$$(command -v $(CHROMIUM))" && VLM_PATCHING_CHROMIUM="$$chromium" $(BIN)/python -m pytest tests/browser
 
 test-families: $(STAMP)  ## hold every model family against plain hooks, and write docs/models.md
 	mkdir -p build

@@ -29,7 +29,7 @@ def keys(source: str) -> list[str]:
         ("Palit et al. (2023)", ["palit2023towards"]),
         ("attribution patching (Nanda 2023; Syed, Rager, Conmy 2023)", ["nanda2023attribution", "syed2023attribution"]),
         (
-            "Zhang, Nanda (2023). Towards Best Practices of Activation Patching in Language Models: Metrics and Methods",
+            "Zhang, Nanda 2023, Towards Best Practices of Activation Patching in Language Models: metrics and methods",
             ["zhang2023towards"],
         ),
         ("Zhang, Yadav, Han, Shutova (2024)", ["zhang2024crossmodal"]),

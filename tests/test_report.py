@@ -255,6 +255,8 @@ def test_the_checks_and_the_way_to_run_it_again_are_on_the_page(
         assert all(check in found.text for check in checks if check not in ("tolerance", "passed", "cells"))
         assert "vlm-patching run my_report.yaml -o my_report.zarr" in found.text
         assert "@inproceedings{fiottokaufman2025nnsight" in found.text
+        assert ("@misc{nanda2023attribution" in found.text) == (name == "estimated")
+        assert ("@misc{nostalgebraist2020interpreting" in found.text) == (name == "lens")
 
 
 def test_a_preset_is_run_again_by_its_name(tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ _ENTRIES = {"conference-paper": ("inproceedings", "booktitle"), "article": ("art
 _SPECIAL = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}"})
 
 
-def citations(source: str = "") -> str:
+def citations(*sources: str) -> str:
     """BibTeX of the package, of nnsight, and of every paper in CITATION.cff that a text names.
 
     Parameters
     ----------
-    source
-        An experiment's `source`. A paper is named by its title, or by its first author and year, as in "Wang et al.
-        2022".
+    *sources
+        Texts, as an experiment's `source`. A paper is named by its title, or by its first author and year, as in "Wang
+        et al. 2022".
 
     Returns
     -------
@@ -40,7 +40,7 @@ def citations(source: str = "") -> str:
     True
     """
     record = _record()
-    named = [reference for reference in record["references"] if _is_named(reference, source)]
+    named = [one for one in record["references"] if any(_is_named(one, source) for source in ("", *sources))]
     entries = {_bibtex(reference): None for reference in [record, *named]}
     return "\n\n".join(entries)
 

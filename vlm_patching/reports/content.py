@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +29,13 @@ VALUE_ROOM = 4_300_000
 """Characters that numbers may take; pictures and these leave 10 MB room for the library, figures and texts."""
 PICTURE_ROOM = 2_700_000
 STRONGEST = 8
+PAPERS = {
+    "path": "Wang et al. 2022; Goldowsky-Dill et al. 2023",
+    "lens": "nostalgebraist 2020",
+    "attribution": "Nanda 2023; Syed et al. 2023",
+    "integrated_gradients": "Sundararajan et al. 2017; Marks et al. 2024",
+}
+"""Method or estimate → what it is from, whether or not an experiment names its source."""
 
 
 def content(
@@ -65,7 +71,9 @@ def content(
         "provenance": short,
         "files": long,
         "replay": replay(ds.attrs),
-        "citations": citations(_cited(ds.attrs)),
+        "citations": citations(
+            str(ds.attrs.get("source", "")), PAPERS.get(graph.method, ""), PAPERS.get(graph.estimate, "")
+        ),
         "why_no_pictures": why_no_pictures,
         "pictures_left_out": missing,
         "data": {
@@ -102,7 +110,7 @@ def _facts(ds: xr.Dataset, left_out: Mapping[str, Any], found: list[Quantity]) -
     facts = [("pairs kept", f"{left_out['kept']} of {left_out['all']}", "")]
     if ds.attrs.get("examples_unaffected"):
         remark = "kept, but the corrupted run gives the same answer as the clean one"
-        facts.append(("pairs that nothing changed", str(ds.attrs["examples_unaffected"]), remark))
+        facts.append(("pairs not affected", str(ds.attrs["examples_unaffected"]), remark))
     metric = found[0].metric if found else ""
     if metric:
         kept = ds["kept"] == KEPT
@@ -131,8 +139,3 @@ def _strongest(ds: xr.Dataset, found: list[Quantity]) -> dict[str, Any] | None:
             label = row["labels"]["position"]
             row["labels"]["position"] = label if names[label] == label else f"{label} ({names[label]})"
     return {"title": named(found[0]), "unit": found[0].unit, "dims": swept, "rows": rows}
-
-
-def _cited(attributes: Mapping[str, Any]) -> str:
-    """Where an experiment says what it follows; a lens and attribution are named by their methods too."""
-    return re.sub(r"\s+", " ", str(attributes.get("source", "")))
