@@ -428,6 +428,10 @@ def test_a_pair_is_taken_to_the_map(driver: Chrome, reports: Reports) -> None:
     view.run("document.getElementById('to-map').click()")
     assert ds["example"].values[2] in view.texts("#map-said")[0]
     assert view.run("return document.activeElement.id") == "map"
+    title, nav = view.run(
+        "return ['#map-title', 'nav'].map((s) => document.querySelector(s).getBoundingClientRect().y)"
+    )
+    assert title > nav + 30, "it is not behind the links"
     site = view.run("return document.querySelector('[data-control=Site]').selectedOptions[0].textContent")
     np.testing.assert_allclose(view.drawn(), vp.effect(ds, "probability").sel(site=site).isel(example=2), rtol=1e-5)
     strongest = abs(vp.effect(ds, "probability").isel(example=2)).max()
