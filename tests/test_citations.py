@@ -34,6 +34,8 @@ def keys(source: str) -> list[str]:
         ),
         ("Zhang, Yadav, Han, Shutova (2024)", ["zhang2024crossmodal"]),
         ("after Wang et al. 2021", []),
+        ("after Wang et al. 2022", ["wang2022interpretability"]),
+        ("Somebody and Nanda 2023; Smith, Nanda 2023; X & Nanda (2023)", []),
         ("logit lens (nostalgebraist 2020)", ["nostalgebraist2020interpreting"]),
     ],
 )

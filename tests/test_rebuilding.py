@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 import vlm_patching as vp
 from tests.refusals import refusal, says
 from vlm_patching.pairs import pairs_digest
+from vlm_patching.pairs.exporting import write_folder
 
 CORRUPTIONS: list[dict[str, Any]] = [
     {"kind": "semantic_image_pair"},
@@ -19,7 +23,9 @@ CORRUPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def run(corruption: dict[str, Any], inputs: list[vp.Pair] | None = None) -> Any:
+def run(
+    corruption: dict[str, Any], inputs: Sequence[vp.Pair] | None = None, changes: Mapping[str, Any] | None = None
+) -> Any:
     patch = {"sites": ["language.resid_post"], "layers": [1], "positions": ["last"]}
     pairs = {"dataset": "shapes", "n": 4, "seed": 3, "keep": "all"}
     spec = {
@@ -28,6 +34,7 @@ def run(corruption: dict[str, Any], inputs: list[vp.Pair] | None = None) -> Any:
         "pairs": pairs,
         "corruption": corruption,
         "patch": patch,
+        **(changes or {}),
     }
     return vp.run(vp.Experiment.from_dict(spec), inputs=inputs, progress=False)
 
@@ -48,6 +55,20 @@ def test_pairs_that_were_given_to_the_run_are_given_again() -> None:
     assert pairs_digest(pairs) == ds.attrs["pairs_sha256"]
     assert pairs[0].corrupted.picture().tobytes() != own[0].corrupted.picture().tobytes(), "blurred, as they were run"
     says(refusal(lambda: vp.rebuild_pairs(ds)), "other pairs", "as they are now", ds.attrs["pairs_sha256"][:12])
+
+
+def test_pairs_that_turned_out_to_be_unusable_are_not_there_again(tmp_path: Path) -> None:
+    pairs = vp.load_pairs("shapes", n=3, seed=3)
+    write_folder(pairs, tmp_path / "mine")
+    lines = (tmp_path / "mine" / "pairs.jsonl").read_text().splitlines()
+    twice = json.loads(lines[1])
+    twice["corrupted"]["image"] = twice["clean"]["image"]
+    lines[1] = json.dumps(twice)
+    (tmp_path / "mine" / "pairs.jsonl").write_text("\n".join(lines))
+    spec = {"dataset": "folder", "path": str(tmp_path / "mine"), "keep": "all", "on_error": "skip"}
+    ds = run(CORRUPTIONS[0], changes={"pairs": spec})
+    assert ds.sizes["example"] == 2
+    assert [pair.id for pair in vp.rebuild_pairs(ds)] == [pairs[0].id, pairs[2].id]
 
 
 def test_other_pairs_are_refused() -> None:

@@ -531,6 +531,30 @@ def test_of_one_pair_there_is_a_mean_without_an_interval(tmp_path: Path) -> None
     assert np.isnan(unpacked(part["low"])).all()
 
 
+def test_an_evaluation_says_how_often_the_model_is_right(tmp_path: Path) -> None:
+    experiment = vp.Experiment.from_spec("notice2024_llava_universal", {"pairs.n": 12})
+    ds = vp.evaluate(experiment, progress=False)
+    found = Page(vp.report(ds, tmp_path / "right.html", vp.rebuild_pairs(ds)).html)
+    assert found.data["map"] is None and "No pair was kept" not in found.text
+    for task, row in vp.analysis.accuracy(ds).groupby("task"):
+        pairs, right, share = (row[name].item() for name in ("pairs", "right", "accuracy"))
+        assert f" {task} {pairs} {right} {share:.4g} " in found.text
+    assert f" all {ds.sizes['example']} {int(ds['right'].sum())} " in found.text
+    assert len(found.data["pairs"]) == 12 and len(found.data["pairs"][0]["prompts"]) == 2
+
+
+def test_candidates_that_were_dropped_before_the_run_are_counted(nasty: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(nasty, tmp_path / "pairs")
+    (folder / "1.png").write_text("no picture")
+    pairs = {"dataset": "folder", "path": str(folder), "keep": "all", "on_error": "skip"}
+    ds = run({"lens": {"positions": ["last"]}}, pairs=pairs)
+    found = Page(vp.report(ds, tmp_path / "skipped.html", vp.rebuild_pairs(ds)).html)
+    assert "looked through for 2 candidates, of which were dropped:" in found.text
+    (reason,) = json.loads(ds.attrs["pairs_dropped"])
+    assert f"1: {reason}" in found.text
+    assert len(found.data["pairs"]) == 1
+
+
 def test_a_graph_written_by_hand_has_a_report(tmp_path: Path) -> None:
     experiment = vp.Experiment.from_spec("lens_llava", {"pairs.n": 2})
     pairs = vp.load_pairs("shapes", n=2, questions=["color_choice"])

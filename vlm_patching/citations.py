@@ -63,7 +63,9 @@ def _is_named(reference: Mapping[str, Any], source: str) -> bool:
     if others:  # "Zhang, Nanda (2023). Towards ..." is not Nanda (2023)
         return False
     first = re.escape(_family_name(reference["authors"][0]))
-    return bool(re.search(rf"(?<![\w,] ){first}\b(?: et al\.|(?:, [\w-]+)*)?,? \(?{reference['year']}\b", source))
+    return bool(
+        re.search(rf"(?<!, )(?<!and )(?<!& )\b{first}\b(?: et al\.|(?:, [\w-]+)*)?,? \(?{reference['year']}\b", source)
+    )
 
 
 def _letters(text: str) -> str:

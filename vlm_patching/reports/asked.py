@@ -24,6 +24,7 @@ METHODS = {
     "steer": "steering: a vector is added to one cell of the {base} run at a time",
     "lens": "logit lens: the residual stream, read through the final norm and the unembedding",
     "attention": "attention patterns of the clean run",
+    "evaluate": "evaluation: the clean and the corrupted prompts alone; nothing is swept",
 }
 _KEEP = {
     "all": "every pair",
@@ -42,11 +43,7 @@ def asked(ds: xr.Dataset, graph: InterventionGraph) -> list[tuple[str, str]]:
     """Name and words of everything that a reader must know before looking at numbers."""
     attributes = ds.attrs
     spec = json.loads(attributes["experiment"]) if "experiment" in attributes else {}
-    place = swept_place(graph)
-    where = ", ".join(str(site) for site in values_of(graph, "site", place.site))
-    swept = [f"{d.name} {values_text(d)}" for d in graph.dimensions if d.name != "site"]
-    if place.position is not None and place.position != "edges" and graph.dimension("position") is None:
-        swept.append(f"at {place.position}")
+    where, swept = ("", []) if graph.method == "evaluate" else _swept(graph)
     rows = [
         ("Method", method_words(ds, graph)),
         ("Model", _model(attributes)),
@@ -59,6 +56,16 @@ def asked(ds: xr.Dataset, graph: InterventionGraph) -> list[tuple[str, str]]:
         ("Follows", attributes.get("source", "")),
     ]
     return [(name, words) for name, words in rows if words]
+
+
+def _swept(graph: InterventionGraph) -> tuple[str, list[str]]:
+    """The sites, and what else the sweep goes over."""
+    place = swept_place(graph)
+    where = ", ".join(str(site) for site in values_of(graph, "site", place.site))
+    swept = [f"{d.name} {values_text(d)}" for d in graph.dimensions if d.name != "site"]
+    if place.position is not None and place.position != "edges" and graph.dimension("position") is None:
+        swept.append(f"at {place.position}")
+    return where, swept
 
 
 def method_words(ds: xr.Dataset, graph: InterventionGraph) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from vlm_patching.analysis import total_effect
+from vlm_patching.analysis import accuracy, total_effect
+from vlm_patching.analysis.effects import method_of
 from vlm_patching.citations import citations
 from vlm_patching.graph import InterventionGraph
 from vlm_patching.metrics import METRICS
@@ -18,7 +19,7 @@ from vlm_patching.reports.examples import examples
 from vlm_patching.reports.figures import axis_names, static_figures
 from vlm_patching.reports.looks import looks
 from vlm_patching.reports.maps import maps, named, strongest
-from vlm_patching.reports.packing import shown
+from vlm_patching.reports.packing import number, shown
 from vlm_patching.reports.pictures import Album
 from vlm_patching.reports.places import places
 from vlm_patching.reports.quantities import Quantity, averaged, interval, quantities, signs
@@ -63,6 +64,7 @@ def content(
         "narrow_drawing": graph.to_svg(narrow=True),
         "spec": ds.attrs.get("experiment_yaml", ""),
         "facts": _facts(ds, left_out, found),
+        "accuracy": _accuracy(ds),
         "strongest": _strongest(ds, found),
         "figures": figures,
         "why_no_figures": why_no_figures,
@@ -124,6 +126,24 @@ def _facts(ds: xr.Dataset, left_out: Mapping[str, Any], found: list[Quantity]) -
             remark = f"of {label}" + (f", 95 % interval {shown(low)} to {shown(high)}" if np.isfinite(low) else "")
             facts.append(("total effect", shown(float(total.mean())), remark))
     return facts
+
+
+def _accuracy(ds: xr.Dataset) -> list[dict[str, Any]]:
+    """Of an evaluation, how often the clean answer is right: by task, then of all pairs; else nothing."""
+    if method_of(ds) != "evaluate" or not ds["right"].notnull().any():
+        return []
+    by_task, whole = accuracy(ds), accuracy(ds, None)
+    tasks = [str(task) for task in by_task["task"].values] if by_task.sizes["task"] > 1 else []
+    rows = [(task or "none", by_task.isel(task=i)) for i, task in enumerate(tasks)]
+    numbers = ("accuracy", "lower", "upper", "flipped")
+    return [
+        {
+            "task": name,
+            **{count: int(row[count]) for count in ("pairs", "right")},
+            **{share: number(row[share]) if share in row else None for share in numbers},
+        }
+        for name, row in [*rows, ("all", whole)]
+    ]
 
 
 def _strongest(ds: xr.Dataset, found: list[Quantity]) -> dict[str, Any] | None:

@@ -66,8 +66,10 @@ class Quantity:
 
 
 def quantities(ds: xr.Dataset) -> list[Quantity]:
-    """Everything that a map of this dataset can show, what its method is about first."""
+    """Everything that a map of this dataset can show, what its method is about first; nothing of an evaluation."""
     method = method_of(ds)
+    if method == "evaluate":
+        return []
     if method == "attention":
         return _of_attention(ds)
     found: list[Quantity] = []
@@ -103,6 +105,8 @@ def signs(ds: xr.Dataset) -> str:
         return f"Effect = m(steered) - m({base}). Positive: steering brings the answer about."
     if method == "lens":
         return "Nothing is changed: the numbers are what the lens reads at each layer."
+    if method == "evaluate":
+        return "Nothing is changed: total effect = m(clean) - m(corrupted), positive where corrupting does harm."
     return "Nothing is changed: the numbers are what heads attend to in the clean run."
 
 

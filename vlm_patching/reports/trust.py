@@ -35,15 +35,26 @@ def checks(ds: xr.Dataset) -> dict[str, Any] | None:
 
 
 def dropped(ds: xr.Dataset) -> dict[str, Any]:
-    """Pairs that the numbers are not of: `counts` by reason, `unfinished` (not run yet) and how many were `kept`."""
+    """Pairs that the numbers are not of: `counts` by reason, `unfinished` (not run yet) and how many were `kept`.
+
+    `considered` candidates of the dataset were looked through before (None: it came from nowhere), and `before` says
+    how many of them were dropped, and why.
+    """
     labels = [str(label) for label in ds["kept"].values]
     reasons = Counter(_reason(label) for label in labels if label not in (KEPT, NOT_RUN))
     return {
-        "counts": sorted(reasons.items(), key=lambda item: (-item[1], item[0])),
+        "counts": _by_count(reasons),
         "unfinished": labels.count(NOT_RUN),
         "kept": labels.count(KEPT),
         "all": len(labels),
+        "considered": ds.attrs.get("pairs_considered"),
+        "before": _by_count(json.loads(ds.attrs.get("pairs_dropped", "{}"))),
     }
+
+
+def _by_count(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The most frequent first."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _reason(label: str) -> str:
@@ -57,7 +68,7 @@ def provenance(ds: xr.Dataset) -> tuple[list[tuple[str, str]], list[tuple[str, s
     for name, value in ds.attrs.items():
         if name in _LONG:
             long.append((name, str(value)))
-        elif name in ("versions", "plan") and isinstance(value, str):
+        elif name in ("versions", "plan", "pairs_dropped") and isinstance(value, str):
             short.append((name, ", ".join(f"{key} {found}" for key, found in json.loads(value).items())))
         elif name != "checks":
             short.append((name, str(value)))

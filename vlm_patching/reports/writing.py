@@ -11,6 +11,7 @@ from pathlib import Path
 import xarray as xr
 
 from vlm_patching.analysis import metrics_of
+from vlm_patching.analysis.effects import method_of
 from vlm_patching.errors import SpecError, unknown
 from vlm_patching.graph import InterventionGraph
 from vlm_patching.pairs import Pair
@@ -99,7 +100,7 @@ def report(
         if name not in ds.attrs:
             raise SpecError(f"The dataset is not one that a run gave: it has no {name} in its attributes.")
     for name in ("example", "site", "layer"):
-        if name not in ds.dims:
+        if name not in ds.dims and (name == "example" or method_of(ds) != "evaluate"):
             raise SpecError(f"The dataset has no dimension {name}; select with lists: ds.sel({name}=[...]).")
     known = metrics_of(ds)
     if metric is not None and metric not in known:
