@@ -540,6 +540,7 @@ def test_an_evaluation_says_how_often_the_model_is_right(tmp_path: Path) -> None
         pairs, right, share = (row[name].item() for name in ("pairs", "right", "accuracy"))
         assert f" {task} {pairs} {right} {share:.4g} " in found.text
     assert f" all {ds.sizes['example']} {int(ds['right'].sum())} " in found.text
+    assert "vlm-patching evaluate notice2024_llava_universal.yaml" in found.text
     assert len(found.data["pairs"]) == 12 and len(found.data["pairs"][0]["prompts"]) == 2
 
 

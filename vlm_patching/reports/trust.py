@@ -78,7 +78,11 @@ def provenance(ds: xr.Dataset) -> tuple[list[tuple[str, str]], list[tuple[str, s
 def replay(attributes: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What to do, and the commands that do it."""
     versions = json.loads(attributes.get("versions", "{}"))
-    pins = [f"{name}=={versions[name]}" for name in ("nnsight", "torch", "transformers") if name in versions]
+    pins = [
+        f"{name}=={versions[name].partition('+')[0]}"
+        for name in ("nnsight", "torch", "transformers")
+        if name in versions
+    ]
     steps = [("The same libraries", f"pip install {shlex.join(pins)}")] if pins else []
     if "experiment" not in attributes:
         code = 'graph = vp.InterventionGraph.from_json(open("graph.json").read())\n'
@@ -86,6 +90,9 @@ def replay(attributes: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [*steps, ("The graph was written by hand; save the attribute graph below as graph.json", code)]
     name = str(attributes["name"])
     file = re.sub(r"[^\w+-]+", "_", name)
+    if attributes["method"] == "evaluate":
+        command = f"vlm-patching evaluate {file}.yaml -o {file}-evaluated.zarr"
+        return [*steps, ("Save the spec as a file, and evaluate it", command)]
     if _is_preset(name, attributes["experiment_id"]):
         steps.append(("Run the preset again", f"vlm-patching run {shlex.quote(name)} -o {file}.zarr"))
     else:
