@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,16 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 SETTLED = "return !document.getElementById('explorer') || !!document.getElementById('map')._fullLayout"
 
 LABELLED = "return !!document.querySelector('#map .hovertext')"
+
+
+def shown(value: float, unit: str = "") -> str:
+    """A number as the page writes it."""
+    size = abs(value)
+    if size and (size < 1e-4 or size >= 1e6):
+        text = re.sub(r"e([+-])0*(\d)", r"e\1\2", f"{value:.2e}")
+    else:
+        text = f"{float(f'{value:.4g}'):.10f}".rstrip("0").rstrip(".")
+    return text.replace("-", "\u2212") + (f"\u202f{unit}" if unit else "")
 
 
 class View:
