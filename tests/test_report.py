@@ -127,7 +127,7 @@ def test_every_pair_is_there_with_prompts_spans_pictures_and_what_was_said() -> 
         assert "".join(text for text, _ in corrupted["parts"]) == pair.clean.text, "only the picture is exchanged"
         for name, (start, end) in pair.spans.items():
             assert "".join(text for text, names in clean["parts"] if name in names) == pair.clean.text[start:end]
-        assert clean["regions"] == [["object", list(pair.regions["object"])]]
+        assert clean["regions"] == [["object", list(pair.regions["object"])]] and corrupted["regions"] == []
         for prompt, picture in ((clean, pair.clean.picture()), (corrupted, pair.corrupted.picture())):
             (number,) = prompt["pictures"]
             shown = data["pictures"][number]

@@ -26,7 +26,6 @@ from tests.reporting import (
     run,
 )
 from vlm_patching.reports import page as pages
-from vlm_patching.reports.examples import marked
 from vlm_patching.reports.packing import embedded, packed
 
 
@@ -117,13 +116,3 @@ def test_embedded_data_survives_and_ends_nothing(data: Any) -> None:
 @given(st.lists(st.floats(width=32) | st.just(float("nan")), max_size=50))
 def test_packed_numbers_survive(numbers: list[float]) -> None:
     np.testing.assert_array_equal(unpacked(packed(np.array(numbers, dtype=np.float32))), np.float32(numbers))
-
-
-@given(st.data(), st.text(min_size=1, max_size=30))
-def test_a_marked_text_is_the_text_and_its_spans(data: st.DataObject, text: str) -> None:
-    ends = st.tuples(st.integers(0, len(text)), st.integers(0, len(text))).map(sorted).filter(lambda e: e[0] < e[1])
-    spans = {name: tuple(data.draw(ends)) for name in ("a", "b", "c")}
-    parts = marked(text, spans)
-    assert "".join(part for part, _ in parts) == text
-    for name, (start, end) in spans.items():
-        assert "".join(part for part, names in parts if name in names) == text[start:end]

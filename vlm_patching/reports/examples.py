@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import Any
 
 import xarray as xr
@@ -12,7 +11,7 @@ import xarray as xr
 from vlm_patching.graph import InterventionGraph
 from vlm_patching.graph.draw import edit_text
 from vlm_patching.pairs import Pair, Prompt, prompt_for
-from vlm_patching.pairs.pair import Span
+from vlm_patching.pairs.marking import marked
 from vlm_patching.reports.packing import number
 from vlm_patching.reports.pictures import Album
 from vlm_patching.results.dataset import KEPT, NOT_RUN
@@ -63,18 +62,16 @@ def _prompts(graph: InterventionGraph, pair: Pair, album: Album) -> list[dict[st
     for run in graph.runs:
         if run.name not in ("clean", "corrupted"):
             continue
-        corrupted_text = run.on in ("corrupted", "corrupted_text")
-        spans = pair.spans_corrupted if corrupted_text and pair.spans_corrupted else pair.spans
-        if corrupted_text and not pair.spans_corrupted and pair.corrupted.text != pair.clean.text:
-            spans = {}
         prompt = prompt_for(pair, run.on)
+        spans = pair.spans if prompt.text == pair.clean.text else pair.spans_corrupted
+        regions = pair.regions if prompt.image is pair.clean.image else {}  # boxes are in the clean picture
         edits = [" ".join(edit_text(edit).split()) for edit in run.edits]
         found.append(
             {
                 "run": run.name,
                 "parts": marked(prompt.text, spans),
                 "pictures": _pictures(prompt, album),
-                "regions": [[name, list(box)] for name, box in pair.regions.items()] if prompt.images else [],
+                "regions": [[name, list(box)] for name, box in regions.items()],
                 "noise": "; ".join(edits),
             }
         )
@@ -83,14 +80,3 @@ def _prompts(graph: InterventionGraph, pair: Pair, album: Album) -> list[dict[st
 
 def _pictures(prompt: Prompt, album: Album) -> list[int]:
     return [album.add(picture) for picture in prompt.pictures()]
-
-
-def marked(text: str, spans: Mapping[str, Span]) -> list[Sequence[Any]]:
-    """The text, cut where spans begin and end: each part with the names of the spans that it is in, narrowest first."""
-    cuts = sorted({0, len(text), *(end for span in spans.values() for end in span)})
-    widths = {name: end - start for name, (start, end) in spans.items()}
-    parts: list[Sequence[Any]] = []
-    for start, end in pairwise(cuts):
-        inside = [name for name, span in spans.items() if span[0] <= start and end <= span[1]]
-        parts.append([text[start:end], sorted(inside, key=lambda name: (widths[name], name))])
-    return parts
