@@ -72,9 +72,12 @@ def test_a_share_is_an_effect_over_the_total_effect(name: str, metric: str) -> N
     wanted = [None if abs(t) <= vp.analysis.effects.LEAST_TOTAL_EFFECT[metric] else t for t in total.values.tolist()]
     assert any(value is not None for value in wanted)
     assert share["totals"] == [value if value is None else pytest.approx(value, rel=1e-5) for value in wanted]
+    interval = vp.analysis.bootstrap(vp.analysis.shares(ds, metric))
     for block, part in enumerate(share["blocks"]):
-        mean = shaped(drawn, block, effect["blocks"][block]["mean"]) / shaped(drawn, block, part["total"])
+        mean = shaped(drawn, block, part["mean"])
         np.testing.assert_allclose(mean, cut(drawn, block, mean_effect(ds, metric, True)), rtol=1e-4, atol=1e-6)
+        for end in ("low", "high"):
+            same(shaped(drawn, block, part[end]), cut(drawn, block, interval[end]))
 
 
 @pytest.mark.parametrize("name", ["knockout", "ablate", "lens", "attention"])

@@ -79,7 +79,7 @@ def test_more_numbers_than_there_is_room_for_are_left_out_and_it_is_said(
 ) -> None:
     ds = dataset("heads")
     cells = ds.sizes["layer"] * ds.sizes["head"] * ds.sizes["position"]
-    room = 3 * packed_size(cells) + 2 * packed_size(cells)
+    room = 6 * packed_size(cells) + 2 * packed_size(cells)
     monkeypatch.setattr(contents, "VALUE_ROOM", room)
     found = Page(vp.report(ds, tmp_path / "tight.html").html)
     drawn = found.data["map"]

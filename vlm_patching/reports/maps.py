@@ -10,7 +10,7 @@ import xarray as xr
 
 from vlm_patching.metrics import METRICS
 from vlm_patching.reports.packing import number, packed, packed_size
-from vlm_patching.reports.quantities import Quantity, averaged
+from vlm_patching.reports.quantities import Quantity, averaged, interval
 
 SELECTORS = ("window", "strength", "head", "position")
 """Dimensions that are chosen, where they are not drawn."""
@@ -29,8 +29,8 @@ def maps(found: Sequence[Quantity], room: int) -> dict[str, Any]:
     dict
         `columns` and `selectors` (dimension and labels), `blocks` (a site's layers and columns, as indices), and
         `quantities`: for each block `mean`, `low`, `high` and `pairs` (number of the pair → its numbers), all packed,
-        of the selectors' dimensions, then layer, then column. A share of the total effect has no numbers of its own: it
-        is the quantity `of`, over `total` (in the mean) or `totals` (of a pair). `absent` counts the kept pairs whose
+        of the selectors' dimensions, then layer, then column. A pair's share of the total effect is its number of the
+        quantity `of`, over its own of `totals`. `absent` counts the kept pairs whose
         own numbers found no room, `dropped` names the quantities that did not.
     """
     across = columns_of(found[0].values)
@@ -41,7 +41,7 @@ def maps(found: Sequence[Quantity], room: int) -> dict[str, Any]:
     dropped: list[str] = []
     cells = sum(block.size for block in blocks)
     for quantity in found:
-        size = 3 * packed_size(cells)
+        size = (3 if quantity.total is None else 6) * packed_size(cells)
         if drawn and size > room:
             dropped.append(named(quantity))
             continue
@@ -104,7 +104,6 @@ def _blocks(found: Sequence[Quantity], across: str, selectors: Sequence[str]) ->
 
 
 def _summary(quantity: Quantity, blocks: Sequence[_Block]) -> dict[str, Any]:
-    parts = [{name: packed(block.cut(quantity.summary[name])) for name in ("mean", "low", "high")} for block in blocks]
     return {
         "kind": quantity.kind,
         "metric": quantity.metric,
@@ -113,17 +112,13 @@ def _summary(quantity: Quantity, blocks: Sequence[_Block]) -> dict[str, Any]:
         "unit": quantity.unit,
         "meaning": quantity.meaning,
         "middle": quantity.middle,
-        "blocks": parts,
+        "blocks": _packed(quantity.summary, blocks),
     }
 
 
 def _share(quantity: Quantity, of: int, blocks: Sequence[_Block]) -> dict[str, Any]:
-    """Mean effect over the mean total effect of the examples that have the cell."""
-    total = quantity.total
-    assert total is not None
-    has = averaged(quantity.values).notnull()
-    totals = total.where(has).mean("example")
-    totals = totals.where(abs(totals) > quantity.least)
+    """Mean effect over mean total effect, with the interval of that ratio; of a pair, its effect over its total."""
+    assert quantity.total is not None and quantity.shares is not None
     return {
         "kind": "share",
         "metric": quantity.metric,
@@ -131,12 +126,16 @@ def _share(quantity: Quantity, of: int, blocks: Sequence[_Block]) -> dict[str, A
         "title": f"share of the total effect ({METRICS[quantity.metric]['label']})",
         "unit": "",
         "meaning": "Effect / total effect. 0: as the run that is patched, 1: as the run that the values come from. Of "
-        "the mean: mean effect over mean total effect, which the interval holds still.",
+        "the mean: mean effect over mean total effect.",
         "middle": 0.0,
         "of": of,
-        "totals": [number(value) for value in total.where(abs(total) > quantity.least).values],
-        "blocks": [{"total": packed(block.cut(totals))} for block in blocks],
+        "totals": [number(value) for value in quantity.total.values],
+        "blocks": _packed(interval(quantity.shares), blocks),
     }
+
+
+def _packed(summary: xr.Dataset, blocks: Sequence[_Block]) -> list[dict[str, Any]]:
+    return [{name: packed(block.cut(summary[name])) for name in ("mean", "low", "high")} for block in blocks]
 
 
 def _examples_with_numbers(found: Sequence[Quantity]) -> np.ndarray:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import xarray as xr
 
-from vlm_patching.analysis import bootstrap, effect, head_functions, knockout_change, metrics_of, total_effect
+from vlm_patching.analysis import bootstrap, effect, head_functions, knockout_change, metrics_of, shares, total_effect
 from vlm_patching.analysis.attention import patch_keys
 from vlm_patching.analysis.effects import LEAST_TOTAL_EFFECT, REMOVING, method_of
 from vlm_patching.analysis.knockout import LOG_PROBABILITIES, PROBABILITIES
@@ -44,9 +44,11 @@ class Quantity:
         Where the colours turn; None for a scale from the least to the largest.
     values
         `example`, the sweep's dimensions, `draw` where there was noise; NaN for what was not kept or not run.
-    total, least
-        Total effect of every example (draws averaged) that shares of it are taken of, None where there is none; what it
-        must be above to be divided by.
+    total
+        Total effect of every example (draws averaged), NaN where it is too near to 0 to be divided by; None where there
+        is none that the values are shares of.
+    shares
+        As `analysis.shares` gives them, where there is a total effect.
     """
 
     kind: str
@@ -57,7 +59,7 @@ class Quantity:
     middle: float | None
     values: xr.DataArray
     total: xr.DataArray | None = None
-    least: float = 0.0
+    shares: xr.DataArray | None = None
 
     @cached_property
     def summary(self) -> xr.Dataset:
@@ -112,12 +114,14 @@ def signs(ds: xr.Dataset) -> str:
 
 def _effect(ds: xr.Dataset, metric: str, kind: str = "effect", said: str = "effect") -> Quantity:
     shared = "base" not in ds.attrs or method_of(ds) in ("patch", "path") or ds.attrs["base"] == "corrupted"
-    total = None
+    total = own_shares = None
     if kind == "effect" and method_of(ds) not in REMOVING and shared and f"{metric}_corrupted" in ds:
         total = averaged(total_effect(ds, metric))
+        total = total.where(abs(total) > LEAST_TOTAL_EFFECT[metric])
+        own_shares = shares(ds, metric)
     if kind == "effect" and ds.attrs.get("estimate", "exact") != "exact":
         said = f"effect, estimated by {str(ds.attrs['estimate']).replace('_', ' ')}"
-    return Quantity(kind, metric, said, "", signs(ds), 0.0, effect(ds, metric), total, LEAST_TOTAL_EFFECT[metric])
+    return Quantity(kind, metric, said, "", signs(ds), 0.0, effect(ds, metric), total, own_shares)
 
 
 def _change(ds: xr.Dataset, metric: str) -> Quantity:

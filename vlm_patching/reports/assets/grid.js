@@ -24,18 +24,13 @@ function numbers(which, at, pair, end = "mean") {
 
 function computed(which, at, pair, end) {
   const entry = map.quantities[which];
+  if (pair < 0) return unpack(entry.blocks[at][end]);
   if (entry.of === undefined) {
-    const text = pair < 0 ? entry.blocks[at][end] : entry.blocks[at].pairs[pair];
+    const text = entry.blocks[at].pairs[pair];
     return text === undefined ? null : unpack(text);
   }
-  if (pair >= 0) {
-    const own = numbers(entry.of, at, pair);
-    return own && own.map((value) => value / (entry.totals[pair] ?? NaN));
-  }
-  const total = unpack(entry.blocks[at].total);
-  const other = { mean: "mean", low: "high", high: "low" };
-  const [same, turned] = [numbers(entry.of, at, -1, end), numbers(entry.of, at, -1, other[end])];
-  return same.map((value, i) => (total[i] < 0 ? turned[i] : value) / total[i]);
+  const own = numbers(entry.of, at, pair);
+  return own && own.map((value) => value / (entry.totals[pair] ?? NaN));
 }
 
 /** Where a layer and a column, as they are numbered in the block, are among its numbers. */
