@@ -21,7 +21,7 @@ from tests.reporting import (
     same,
 )
 from vlm_patching.plots import mean_effect
-from vlm_patching.reports.places import _picture
+from vlm_patching.reports.places import places
 
 EFFECTS = [
     ("noise", "effect", "logit_difference", lambda ds: vp.effect(ds, "logit_difference")),
@@ -174,8 +174,10 @@ def test_a_preset_is_run_again_by_its_name(tmp_path: Path) -> None:
     assert "@misc{nostalgebraist2020interpreting" in text
 
 
-@pytest.mark.parametrize(
-    ("label", "picture"), [("r0c3", 0), ("i1t2r0c3", 1), ("i12r4c5", 12), ("image:object", 0), ("7", 0)]
-)
-def test_a_patch_says_which_of_several_pictures_it_is_of(label: str, picture: int) -> None:
-    assert _picture(label) == picture
+def test_a_patch_says_which_of_several_pictures_it_is_of() -> None:
+    ds = dataset("patches").copy()
+    numbers = np.arange(ds.sizes["position"]) % 3
+    numbers[0] = -1  # a place that is of no picture
+    ds["image"] = (("example", "position"), np.tile(numbers, (ds.sizes["example"], 1)))
+    found = places(ds, "position")
+    assert found is not None and found["picture"] == [0, *numbers[1:].tolist()] and len(set(found["picture"])) == 3

@@ -166,6 +166,9 @@ def plan(
     print(json.dumps(found.to_dict(), indent=2) if as_json else found)
 
 
+app.command(rich_help_panel=SHARE)(plot.plot)
+
+
 @app.command(rich_help_panel=LOOK)
 def diagnose(
     spec: Spec,
@@ -291,7 +294,6 @@ app.add_typer(pairs.app, name="pairs", rich_help_panel=LOOK)
 app.command(rich_help_panel=LOOK)(doctor.doctor)
 app.command(rich_help_panel=RUN)(remote.jobs)
 app.command("serve-ndif", rich_help_panel=RUN)(serve.serve_ndif)
-app.command(rich_help_panel=SHARE)(plot.plot)
 app.command(rich_help_panel=LIST)(plot.figures)
 app.command(rich_help_panel=SHARE)(report.report)
 app.add_typer(bundle.app, name="bundle", rich_help_panel=SHARE)
