@@ -5,6 +5,8 @@ STAMP := $(VENV)/.stamp
 PYTHON ?=
 # processes that share the tests
 WORKERS ?= 2
+# the browser that tests/browser opens reports in
+CHROMIUM ?= chromium
 # the environment of the NDIF server that tests/remote starts
 NDIF := .ndif/server
 
@@ -16,7 +18,8 @@ export MPLBACKEND := Agg
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ndif test-families docs lint format types check presets findings figures bench train clean
+.PHONY: help demo test test-ndif test-report test-families docs lint format types check presets findings figures bench \
+  train clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -38,6 +41,18 @@ test-ndif: $(STAMP)  ## run the tests that need a real NDIF server, on this mach
 	}
 	$(BIN)/python -c "from pathlib import Path; from vlm_patching.serving import build_environment as b; b(Path('$(NDIF)'))"
 	VLM_PATCHING_NDIF=$(NDIF) $(BIN)/python -m pytest tests/remote
+
+test-report: $(STAMP)  ## open reports in a headless Chromium
+	@command -v $(CHROMIUM) >/dev/null && command -v chromedriver >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -q && apt-get install -y -q chromium chromium-driver; \
+	  else \
+	    echo "error: chromium or chromedriver is missing: install both (apt-get install chromium chromium-driver)," >&2; \
+	    echo "or name the browser: make test-report CHROMIUM=google-chrome" >&2; \
+	    exit 1; \
+	  fi; \
+	}
+	chromium="$$(command -v $(CHROMIUM))" && VLM_PATCHING_CHROMIUM="$$chromium" $(BIN)/python -m pytest tests/browser
 
 test-families: $(STAMP)  ## hold every model family against plain hooks, and write docs/models.md
 	mkdir -p build

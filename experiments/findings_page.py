@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 import vlm_patching as vp
-from vlm_patching.plots.panels import shares
+from vlm_patching.analysis.effects import linearised
 
 PAGE = Path("docs/findings.md")
 FIGURES = Path("docs/findings")
@@ -104,7 +104,7 @@ def grammatical(pairs: Sequence[vp.Pair]) -> list[vp.Pair]:
 def share(ds: xr.Dataset, metric: str = LD) -> xr.DataArray:
     """Share of the total effect, per example: its mean over examples and draws is mean effect / mean total effect."""
     effect = vp.effect(ds, metric)
-    return shares(effect, vp.total_effect(ds, metric).where(effect.notnull()), metric)
+    return linearised(effect, vp.total_effect(ds, metric).where(effect.notnull()), metric)
 
 
 interval = vp.analysis.bootstrap

@@ -75,7 +75,7 @@ def test_a_name_with_a_null_byte(bundle: Path, tmp_path: Path, watch: Watch) -> 
     refused(path, watch, "could lead out")
 
 
-@pytest.mark.parametrize("name", ["graph.json", "figures/PATCH.png"])
+@pytest.mark.parametrize("name", ["graph.json", "figures/heatmap.png"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_names_that_are_there_twice(name: str, bundle: Path, tmp_path: Path, watch: Watch) -> None:
     refused(rezipped(bundle, tmp_path / "b.zip", entry(name)), watch, "twice")

@@ -237,3 +237,48 @@ def test_a_method_or_base_that_does_not_exist_is_refused() -> None:
 def test_an_estimates_effect_says_that_it_is_one() -> None:
     ds = dataset([[0.7]], [0.9], [0.2]).assign_attrs(estimate="attribution")
     assert vp.effect(ds).attrs["estimate"] == "attribution"
+
+
+def drawn(examples: int, least: float) -> xr.Dataset:
+    """Effects that are noisy halves of total effects from `least` on."""
+    rng = np.random.default_rng(3)
+    total = least + rng.exponential(0.2, examples)
+    patched = 0.1 + total[:, None] / 2 + rng.normal(0, 0.02, (examples, 2))
+    return dataset(patched, 0.1 + total, np.full(examples, 0.1))
+
+
+def test_the_mean_of_shares_is_mean_effect_over_mean_total_effect() -> None:
+    patched = np.array([[[0.5, 0.7], [0.2, NAN]], [[0.9, 0.1], [NAN, NAN]]])
+    ds = dataset(patched, [0.9, 0.8], [[0.1, 0.3], [0.2, 0.1]])
+    mean = vp.analysis.shares(ds).mean(("example", "draw")).values[0]
+    total = np.array([[0.8, 0.6], [0.6, 0.7]])
+    effects = patched - np.array([[0.1, 0.3], [0.2, 0.1]])[:, None]
+    np.testing.assert_allclose(mean, [effects[:, 0].mean() / total.mean(), effects[0, 1, 0] / 0.8], rtol=1e-5)
+
+
+def test_of_equal_total_effects_a_share_is_the_normalised_effect() -> None:
+    ds = dataset([[0.5, 0.1], [0.7, 0.3]], [0.9, 0.9], [0.1, 0.1])
+    np.testing.assert_allclose(vp.analysis.shares(ds), vp.effect(ds, normalize=True), rtol=1e-5)
+
+
+def test_the_interval_of_shares_is_that_of_the_ratio_of_means() -> None:
+    ds = drawn(60, least=0.02)
+    interval = vp.analysis.bootstrap(vp.analysis.shares(ds)).isel(site=0, layer=0)
+    effect, total = vp.effect(ds).values[:, 0, 0], vp.total_effect(ds, "probability").values
+    picked = np.random.default_rng(0).integers(0, 60, (4000, 60))
+    low, high = np.quantile(effect[picked].mean(1) / total[picked].mean(1), [0.025, 0.975])
+    width = high - low
+    assert abs(float(interval["low"]) - low) < 0.15 * width and abs(float(interval["high"]) - high) < 0.15 * width
+    own = vp.analysis.bootstrap(vp.effect(ds, normalize=True, threshold=0)).isel(site=0, layer=0)
+    assert float(own["high"] - own["low"]) > 1.5 * width, "a mean of ratios is ruled by the smallest total effects"
+
+
+def test_shares_of_a_total_effect_near_0_are_nan() -> None:
+    ds = dataset([[0.5], [0.4]], [0.5, 0.5], [0.496, 0.498])
+    assert np.isnan(vp.analysis.shares(ds)).all()
+
+
+def test_there_are_no_shares_where_nothing_is_normalised() -> None:
+    ds = dataset([[0.5], [0.4]], [0.9, 0.9], [0.1, 0.1])
+    with pytest.raises(vp.SpecError, match="knockout_change"):
+        vp.analysis.shares(ds.assign_attrs(method="knockout"))

@@ -107,6 +107,16 @@ def test_the_wheel_holds_the_bundled_models(wheel: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_wheel_holds_what_reports_are_made_of(wheel: Path) -> None:
+    assets = [path for path in (ROOT / "vlm_patching" / "reports" / "assets").iterdir() if path.is_file()]
+    assert any(path.suffix == ".jinja" for path in assets)
+    with zipfile.ZipFile(wheel) as archive:
+        for path in assets:
+            assert archive.read(path.relative_to(ROOT).as_posix()) == path.read_bytes()
+        assert archive.read("vlm_patching/CITATION.cff") == (ROOT / "CITATION.cff").read_bytes()
+
+
+@pytest.mark.slow
 def test_the_wheel_holds_nothing_but_the_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.split("/")[0] for name in archive.namelist()}
@@ -127,8 +137,10 @@ def test_the_installed_wheel_lists_the_presets(installed: Installed) -> None:
 
 
 @pytest.mark.slow
-def test_the_installed_wheel_runs_a_preset_far_from_the_checkout(installed: Installed) -> None:
+def test_the_installed_wheel_runs_and_reports_a_preset_far_from_the_checkout(installed: Installed) -> None:
     installed.run("vlm-patching", "run", "palit2023", "--set", "pairs.n=2", "-o", "out.zarr")
+    installed.run("vlm-patching", "report", "out.zarr", "-o", "out.html")
+    assert "@inproceedings{palit2023towards" in (installed.folder / "out.html").read_text(encoding="utf-8")
     store = zarr.open_group(installed.folder / "out.zarr", mode="r")
     assert any(isinstance(member, zarr.Array) for _, member in store.members(max_depth=None))
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vlm_patching.models import bundled_models, describe_model, load_model
     from vlm_patching.pairs import Pair, Prompt, corrupt_images, load_pairs
     from vlm_patching.pipeline import run
+    from vlm_patching.reports import Report, report
     from vlm_patching.results import load_results, rebuild_pairs
 
 _ROOMS = {"analysis": "analysis", "bundle": "bundle", "plot": "plots"}
@@ -39,6 +40,7 @@ _HOME = {
     "Pair": "pairs",
     "Prompt": "pairs",
     "Remote": "backends.wire",
+    "Report": "reports",
     "RunError": "errors",
     "SpecError": "errors",
     "bundled_models": "models",
@@ -53,6 +55,7 @@ _HOME = {
     "plan": "forecast",
     "presets": "catalog",
     "rebuild_pairs": "results",
+    "report": "reports",
     "run": "pipeline",
     "total_effect": "analysis",
 }
@@ -64,6 +67,7 @@ __all__ = [
     "Pair",
     "Prompt",
     "Remote",
+    "Report",
     "RunError",
     "SpecError",
     "analysis",
@@ -81,6 +85,7 @@ __all__ = [
     "plot",
     "presets",
     "rebuild_pairs",
+    "report",
     "run",
     "total_effect",
 ]

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from vlm_patching.commands import bundle, completion, doctor, init, pairs, plot, remote, serve
+from vlm_patching.commands import bundle, completion, doctor, init, pairs, plot, remote, report, serve
 from vlm_patching.commands.output import AsJson, Backend, Changes, Family, Host, Spec, Threads, parse_changes, show
 from vlm_patching.errors import RunError, SpecError
 from vlm_patching.validation import parse_yaml
@@ -233,6 +233,7 @@ app.command(rich_help_panel=LOOK)(doctor.doctor)
 app.command(rich_help_panel=RUN)(remote.jobs)
 app.command("serve-ndif", rich_help_panel=RUN)(serve.serve_ndif)
 app.command(rich_help_panel=SHARE)(plot.plot)
+app.command(rich_help_panel=SHARE)(report.report)
 app.add_typer(bundle.app, name="bundle", rich_help_panel=SHARE)
 app.command(rich_help_panel=SHARE)(bundle.replay)
 

@@ -98,7 +98,7 @@ def datasets() -> list[xr.Dataset]:
 
 def test_every_dimension_coordinate_and_attribute_of_results_is_explained(datasets: list[xr.Dataset]) -> None:
     page = named("reference/results.md")
-    key = {"key_modality", "key_row", "key_col", "key_box", "key_image", "key_tile"}  # "the same of keys"
+    key = {"key_modality", "key_row", "key_col", "key_box"}  # "the same of keys"
     for ds in datasets:
         metrics = {"probability", "logit_difference"}
         shown = {f"m{str(name).removeprefix(metric)}" for name in ds for metric in metrics if metric in str(name)}

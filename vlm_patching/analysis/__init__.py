@@ -3,7 +3,7 @@
 from vlm_patching.analysis.accuracy import accuracy
 from vlm_patching.analysis.agreement import agreement
 from vlm_patching.analysis.attention import above_mean, head_functions
-from vlm_patching.analysis.effects import effect, metrics_of, total_effect
+from vlm_patching.analysis.effects import effect, metrics_of, shares, total_effect
 from vlm_patching.analysis.heads import by_task, label_by_modality, universal_heads
 from vlm_patching.analysis.knockout import knockout_change
 from vlm_patching.analysis.placebo import against_placebo, verification
@@ -25,6 +25,7 @@ __all__ = [
     "label_by_modality",
     "metrics_of",
     "permutation_max_t",
+    "shares",
     "split_half",
     "total_effect",
     "universal_heads",

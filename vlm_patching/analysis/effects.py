@@ -150,6 +150,53 @@ def effect(
     return result.assign_attrs(attributes)
 
 
+def shares(ds: xr.Dataset, metric: str = "probability") -> xr.DataArray:
+    """Shares of the total effect to take means and intervals of: their mean is mean effect over mean total effect.
+
+    A mean of each example's own share, `effect(..., normalize=True)`, is ruled by the few whose total effect is near 0.
+    Here the ratio of the means, r = mean IE / mean TE, is linearised: r + (IE - r · TE) / mean TE of each example and
+    draw. So the bootstrap of its mean is, to first order, that of the ratio.
+
+    Parameters
+    ----------
+    ds, metric
+        As `effect` takes them.
+
+    Returns
+    -------
+    xarray.DataArray
+        The metric's dimensions; NaN where the effect is, and in cells whose mean total effect, over the examples that
+        have the cell, is nearer to 0 than `LEAST_TOTAL_EFFECT`. A single value is no share by itself.
+
+    Raises
+    ------
+    SpecError
+        What `effect` refuses with `normalize`.
+    """
+    change, total = effect(ds, metric), total_effect(ds, metric)
+    _check_normalizable(ds, method_of(ds))
+    result = linearised(change, total.where(change.notnull()), metric)
+    return result.transpose(*change.dims).rename("share").assign_attrs(change.attrs)
+
+
+def linearised(change: xr.DataArray, total: xr.DataArray, metric: str) -> xr.DataArray:
+    """The shares of any effects, or of a choice of them, in total effects that are NaN where they are."""
+    scale = mean_total(total, metric)
+    ratio = change.mean(drawn_over(change), skipna=True) / scale
+    return ratio + (change - ratio * total) / scale
+
+
+def mean_total(total: xr.DataArray, metric: str) -> xr.DataArray:
+    """The mean total effect that mean effects are divided by; NaN where it is too small for that."""
+    mean = total.mean(drawn_over(total), skipna=True)
+    return mean.where(abs(mean) > LEAST_TOTAL_EFFECT[metric])
+
+
+def drawn_over(values: xr.DataArray) -> list[str]:
+    """The dimensions that are samples: means and intervals are over them."""
+    return [d for d in ("example", "draw") if d in values.dims]
+
+
 def _corrupted(ds: xr.Dataset, metric: str) -> xr.DataArray:
     if f"{metric}_corrupted" not in ds:
         raise SpecError(

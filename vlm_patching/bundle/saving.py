@@ -20,8 +20,9 @@ from vlm_patching.errors import RunError, SpecError
 from vlm_patching.experiment import Experiment
 from vlm_patching.graph import InterventionGraph, vector_file
 from vlm_patching.models.families import Family, families, parse_family
-from vlm_patching.pairs import Pair, Pairs, pairs_digest
+from vlm_patching.pairs import Pair, Pairs
 from vlm_patching.pairs.exporting import write_folder
+from vlm_patching.results.rebuilding import rebuild_pairs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +76,7 @@ def save(
         raise SpecError(f"{path} exists already; name another file, or overwrite it (overwrite=True, --force).")
     graph = _graph_of(experiment, ds)
     family = _family_of(experiment, ds)
-    pairs = _pairs_of(experiment, ds, inputs, family)
+    pairs = _pairs_of(experiment, ds, inputs)
     vectors = _vectors_of(graph, ds)
     part = path.with_name(f"{path.name}.part")
     try:
@@ -131,34 +132,11 @@ def _family_of(experiment: Experiment | InterventionGraph, ds: xr.Dataset) -> Fa
     return family if named or families().get(family.name) != family else None
 
 
-def _pairs_of(
-    experiment: Experiment | InterventionGraph, ds: xr.Dataset, inputs: Sequence[Pair] | None, family: Family | None
-) -> Pairs:
+def _pairs_of(experiment: Experiment | InterventionGraph, ds: xr.Dataset, inputs: Sequence[Pair] | None) -> Pairs:
     """The pairs as they were run, corrupted as the experiment says."""
-    from vlm_patching.models import describe_model
-    from vlm_patching.pipeline import check_inputs, pairs_of
-    from vlm_patching.preparation import corrupted_pairs
-
-    check_inputs(inputs)
-    if isinstance(experiment, Experiment):
-        pairs = pairs_of(experiment, inputs)
-        if experiment.corruption is not None:
-            description = describe_model(ds.attrs["model"], ds.attrs["model_revision"] or None, family)
-            pairs = corrupted_pairs(pairs, experiment.corruption, description, experiment.seed)
-        ran = set(ds["example"].values.tolist())
-        pairs = pairs.holding(pair for pair in pairs if pair.id in ran or not pairs.skips)
-    elif inputs is None:
+    if inputs is None and isinstance(experiment, InterventionGraph):
         raise SpecError("A graph written by hand does not say its pairs: give save(..., inputs=pairs).")
-    else:
-        pairs = Pairs.of(inputs)
-    digest = pairs_digest(pairs)
-    if digest != ds.attrs["pairs_sha256"]:
-        given = "the given pairs" if inputs is not None else "the experiment's own pairs, as they are now"
-        raise SpecError(
-            f"The results are of other pairs (sha256 {ds.attrs['pairs_sha256'][:12]}) than {given} ({digest[:12]}). "
-            "Give those that were run: inputs=pairs."
-        )
-    return pairs
+    return rebuild_pairs(ds, inputs)
 
 
 def _vectors_of(graph: InterventionGraph, ds: xr.Dataset) -> bytes | None:

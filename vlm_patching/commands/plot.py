@@ -87,7 +87,8 @@ def plot(
         if len(specs) > 1:
             picks = ", ".join(f"{name}_1" if f"{name}_2" in specs else name for name in specs)
             raise SpecError(
-                f"{output} is one file, and these are {len(specs)} figures: give -o a folder, or --figure one of {picks}."
+                f"{output} is one file, and these are {len(specs)} figures: give -o a folder, or --figure one of "
+                f"{picks}."
             )
     failed: dict[str, list[str]] = {}
     with vp.plot.style(width, title=title):

@@ -1,7 +1,8 @@
 """The deferred intervention graph: a short list of runs, as pure data. Nothing here computes.
 
 A *run* has an input, edits and reads; an edit may use what an earlier run read; sweep dimensions are names, not
-copies, and become the dimensions of the dataset. The text and Mermaid drawings are in `vlm_patching.graph.draw`.
+copies, and become the dimensions of the dataset. The text and Mermaid drawings are in
+`vlm_patching.graph.draw`, the SVG in `vlm_patching.graph.picture`.
 """
 
 from __future__ import annotations
@@ -257,6 +258,15 @@ class InterventionGraph:
         from vlm_patching.graph.draw import mermaid
 
         return mermaid(self)
+
+    def to_svg(self, *, narrow: bool = False) -> str:
+        """A drawing to put into a page: runs as boxes, what one takes from another as arrows."""
+        from vlm_patching.graph.picture import svg
+
+        return svg(self, narrow=narrow)
+
+    def _repr_html_(self) -> str:
+        return self.to_svg()
 
     def __str__(self) -> str:
         from vlm_patching.graph.draw import text

@@ -11,11 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from vlm_patching.analysis import agreement
+from vlm_patching.analysis.effects import linearised
 from vlm_patching.errors import SpecError
 from vlm_patching.plots.columns import gather
 from vlm_patching.plots.labels import Labeller, effect_label
 from vlm_patching.plots.maps import Map, Scale, below, beside, color_bar, draw_map, map_of, symmetric
-from vlm_patching.plots.panels import Panel, check_drawn, fitted, scaled_effect, select, shares, split, titles
+from vlm_patching.plots.panels import Panel, check_drawn, fitted, scaled_effect, select, split, titles
 from vlm_patching.plots.style import Drawn, canvas, current, inches, letters, most_inches, returned, small, styled
 
 _MOST_ROWS = 6
@@ -129,7 +130,7 @@ def _side(
     if not columns:
         arrays, shown = gather(arrays, ds, "auto", labeller)
         columns = dict(zip(map(str, arrays[0]["position"].values), shown, strict=True))
-    values = arrays[0] if total is None else shares(arrays[0], arrays[1], metric)
+    values = arrays[0] if total is None else linearised(arrays[0], arrays[1], metric)
     foreign = [c for c in values.coords if c not in values.dims]
     return _Side(
         name, select(values, wanted).drop_vars(foreign), effect_label(ds, metric, normalize, labeller), columns

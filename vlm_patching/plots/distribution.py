@@ -11,9 +11,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from vlm_patching.analysis import bootstrap
+from vlm_patching.analysis.effects import mean_total
 from vlm_patching.errors import SpecError
 from vlm_patching.plots.labels import Labeller, effect_label, position_labels
-from vlm_patching.plots.panels import check_drawn, divisor, fitted, heading, scaled_effect, select
+from vlm_patching.plots.panels import check_drawn, fitted, heading, scaled_effect, select
 from vlm_patching.plots.style import Drawn, canvas, current, figure_of, inches, letters, small, styled
 
 _CELL = ("site", "layer", "head", "position", "window", "strength")
@@ -72,7 +73,7 @@ def distribution(
     labeller = labeller or Labeller()
     values, total = scaled_effect(ds, metric, normalize)
     if total is not None:
-        values = values / divisor(total, metric)
+        values = values / mean_total(total, metric)
     wanted = {"site": site, "layer": layer, "head": head, "position": position, "window": window, "strength": strength}
     values = select(values, wanted)
     values = values.mean("draw") if "draw" in values.dims else values

@@ -8,10 +8,11 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from vlm_patching.analysis import effect, total_effect
+from vlm_patching.analysis.effects import mean_total
 from vlm_patching.pairs.pair import Box
 from vlm_patching.plots.labels import Labeller, effect_label
 from vlm_patching.plots.overlay import Pictures, headline, one_example, paint, painted
-from vlm_patching.plots.panels import check_drawn, divisor, pick
+from vlm_patching.plots.panels import check_drawn, pick
 from vlm_patching.plots.style import Drawn, styled
 
 
@@ -80,7 +81,7 @@ def image(
     one = one_example(ds, example)
     values = effect(one, metric)
     if normalize:
-        values = values / divisor(total_effect(one, metric), metric)
+        values = values / mean_total(total_effect(one, metric), metric)
     values = values.mean("draw") if "draw" in values.dims else values
     wanted = {"site": site, "layer": layer, "head": head, "window": window, "strength": strength}
     values, chosen = pick(values.isel(example=0), ("layer", "position"), wanted)

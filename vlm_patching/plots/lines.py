@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from vlm_patching.analysis import bootstrap, knockout_change
+from vlm_patching.analysis.effects import linearised
 from vlm_patching.backends.cells import window as layers_of_window
 from vlm_patching.errors import SpecError, unknown
 from vlm_patching.plots.columns import gather
@@ -25,7 +26,6 @@ from vlm_patching.plots.panels import (
     heading,
     scaled_effect,
     select,
-    shares,
     split,
     titles,
 )
@@ -262,7 +262,7 @@ def _effects(
         if position is not None:
             arrays = [select(array, {"position": position}) for array in arrays]
             names = [names[known.index(str(label))] for label in arrays[0]["position"].values]
-    found = arrays[0] if total is None else shares(arrays[0], arrays[1], metric)
+    found = arrays[0] if total is None else linearised(arrays[0], arrays[1], metric)
     return found, names
 
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vlm_patching.analysis import effect, total_effect
-from vlm_patching.analysis.effects import LEAST_TOTAL_EFFECT, METHODS
+from vlm_patching.analysis.effects import METHODS, drawn_over, mean_total
 from vlm_patching.errors import SpecError, unknown
 from vlm_patching.figures import FIGURES
 from vlm_patching.plots.labels import Labeller, subtitle
@@ -80,29 +80,8 @@ def mean_over_pairs(values: xr.DataArray, total: xr.DataArray | None, metric: st
 
     A mean of ratios would be ruled by the few draws whose total effect is near 0.
     """
-    mean = values.mean(_inside(values), skipna=True)
-    return mean if total is None else mean / divisor(total, metric)
-
-
-def divisor(total: xr.DataArray, metric: str) -> xr.DataArray:
-    """The mean total effect that effects are divided by; NaN where it is too small for that."""
-    mean = total.mean(_inside(total), skipna=True)
-    return mean.where(abs(mean) > LEAST_TOTAL_EFFECT[metric])
-
-
-def shares(values: xr.DataArray, total: xr.DataArray, metric: str) -> xr.DataArray:
-    """Share of the total effect, per example and draw: its mean is mean effect over mean total effect.
-
-    Linearised about that ratio, r + (effect - r · total) / mean total, so that a bootstrap of its mean is one of the
-    ratio, and no example with a total effect near 0 can rule it.
-    """
-    scale = divisor(total, metric)
-    ratio = values.mean(_inside(values), skipna=True) / scale
-    return ratio + (values - ratio * total) / scale
-
-
-def _inside(values: xr.DataArray) -> list[str]:
-    return [d for d in ("example", "draw") if d in values.dims]
+    mean = values.mean(drawn_over(values), skipna=True)
+    return mean if total is None else mean / mean_total(total, metric)
 
 
 def mean_effect(ds: xr.Dataset, metric: str, normalize: bool = False) -> xr.DataArray:

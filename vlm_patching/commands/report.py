@@ -1,0 +1,35 @@
+"""`vlm-patching report`: a store as one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="A store that `run` has written.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The report; STORE with .html where not given.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="What it opens with; the experiment's first one.")] = None,
+    pictures: Annotated[bool, typer.Option(help="Make the pairs anew, for their pictures and spans.")] = True,
+) -> None:
+    """Write a store as one HTML file: what was asked, found, on which pairs, and how to run it again."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import vlm_patching as vp
+    from vlm_patching.errors import SpecError
+
+    ds = vp.load_results(store)
+    output = output or store.with_name(store.name).with_suffix(".html")
+    pairs, why = None, "the report was asked for without them (--no-pictures)"
+    if pictures:
+        try:
+            pairs = vp.rebuild_pairs(ds)
+        except SpecError as error:
+            why = f"the pairs could not be made anew. {str(error).rstrip('.')}"
+    made = vp.report(ds, output, pairs, metric=metric, without_pictures=why)
+    print(f"{made.path}: {len(made.html.encode()) / 1e6:.1f} MB" + ("" if pairs else f", without pictures: {why}."))

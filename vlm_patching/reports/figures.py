@@ -1,0 +1,50 @@
+"""The static figures of a report: the one place where reports call plots."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import xarray as xr
+
+from vlm_patching.errors import SpecError
+from vlm_patching.pairs import Pair
+
+DPI = 130
+
+
+@dataclass(frozen=True)
+class StaticFigure:
+    """A picture of a figure, as a data link, and what it is of."""
+
+    title: str
+    link: str
+
+
+def axis_names(ds: xr.Dataset) -> list[str]:
+    """What positions are called on an axis."""
+    from vlm_patching.plots import position_labels
+
+    return position_labels(ds)
+
+
+def static_figures(ds: xr.Dataset, metric: str | None, pairs: Sequence[Pair] | None) -> tuple[list[StaticFigure], str]:
+    """The figures that a dataset calls for, and, where `plot.draw` refuses to draw them, why."""
+    import matplotlib.pyplot as plt
+
+    from vlm_patching.plots import draw
+
+    try:
+        drawn = draw(ds, metric, pairs=pairs)
+    except SpecError as error:
+        return [], str(error)
+    found = []
+    for name, figure in drawn.items():
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
+        plt.close(figure)
+        link = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
+        found.append(StaticFigure(name, link))
+    return found, ""
