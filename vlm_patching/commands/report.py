@@ -13,7 +13,9 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The report; STORE with .html where not given.")
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="What it opens with; the experiment's first one.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What it opens with; where not given, what its figures show.")
+    ] = None,
     pictures: Annotated[bool, typer.Option(help="Make the pairs anew, for their pictures and spans.")] = True,
 ) -> None:
     """Write a store as one HTML file: what was asked, found, on which pairs, and how to run it again."""
