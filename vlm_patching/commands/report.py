@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vlm_patching.commands.output import outside_store
+
 
 def report(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="A store that `run` has written.")],
@@ -25,6 +27,8 @@ def report(
     import vlm_patching as vp
     from vlm_patching.errors import SpecError
 
+    if output is not None:
+        outside_store(output)
     ds = vp.load_results(store)
     output = output or store.with_name(store.name).with_suffix(".html")
     pairs, why = None, "the report was asked for without them (--no-pictures)"
