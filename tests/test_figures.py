@@ -194,6 +194,7 @@ def test_what_a_dataset_cannot_be_drawn_as_is_refused_and_no_figure_is_left_open
         ({"figure": "heatmap", "site": "language.mlp"}, "Unknown site in this dataset"),
         ({"figure": "heads"}, "plot.heatmap draws it"),
         ({"figure": "lens"}, "this dataset's method is patch: plot.heatmap"),
+        ({"figure": "image", "region": "objekt", "pairs": vp.rebuild_pairs(named)}, "Did you mean 'object'"),
         ({"figure": "heatmap", "top": 2}, "takes top; distribution, attention do"),
         ({"colour": "red"}, "Unknown argument of a figure"),
         ({"metric": "answer_rank"}, "Known: probability, logit_difference"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -189,3 +190,34 @@ def test_every_metric_says_its_label_and_unit() -> None:
 def test_fitted_text_loses_nothing_but_spaces(text: str, inches: float) -> None:
     lines = fitted(text, inches, 10).split("\n")
     assert "".join("".join(lines).split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize("name", ["heatmap", "lines", "distribution"])
+def test_dollar_signs_of_a_dataset_are_letters(ds: xr.Dataset, tmp_path: Path, name: str) -> None:
+    given = ds.assign_attrs(name=r"cost $5_a$ of $\foo{$").isel(position=slice(8))
+    given = given.assign_coords(position=[f"$x_{i}$" for i in range(8)])
+    own = plt.subplots()[1]
+    for ax in (None, own):
+        if ax is not None:
+            given = given.isel(site=[0])
+        vp.plot.save(getattr(vp.plot, name)(given, ax=ax), tmp_path / "a.svg")
+        said = " ".join(ElementTree.parse(tmp_path / "a.svg").getroot().itertext())
+        assert "$x_1$" in said and (ax is not None or r"cost $5_a$ of $\foo{$" in said)
+
+
+def test_dollar_signs_of_pairs_are_letters(tmp_path: Path) -> None:
+    (pair,) = vp.load_pairs("shapes", n=1)
+    pair = dataclasses.replace(pair, id=r"$\foo{$", foil="$5_a$")
+    vp.plot.save(vp.plot.gallery([pair]), tmp_path / "a.svg")
+    said = " ".join(ElementTree.parse(tmp_path / "a.svg").getroot().itertext())
+    assert r"$\foo{$" in said and "$5_a$" in said
+
+
+def test_letters_that_the_font_lacks_are_told_of_once(tmp_path: Path) -> None:
+    (pair,) = vp.load_pairs("shapes", n=1)
+    pair = dataclasses.replace(pair, id="\U0001f388\u732b")
+    with pytest.warns(UserWarning) as told:
+        vp.plot.save(vp.plot.gallery([pair]), tmp_path / "a.png")
+    assert [str(each.message) for each in told] == [
+        f"{tmp_path / 'a.png'} has boxes in the place of characters that the font DejaVu Sans lacks."
+    ]

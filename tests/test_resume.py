@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ import xarray as xr
 import zarr
 
 import vlm_patching as vp
+from tests.refusals import refusal, says
 
 SPEC = {
     "name": "resume",
@@ -107,6 +110,44 @@ def test_a_full_disk_loses_nothing_and_the_next_run_goes_on(tmp_path: Path, monk
     assert np.isfinite(halfway["probability"].values[:2]).all()
     found = vp.run(experiment, model=model, store=tmp_path / "broken.zarr", progress=False)
     _assert_bitwise_equal(found, wanted)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x28\xb5\x2f\xfd broken"])
+@pytest.mark.parametrize("array", ["probability", "kept"])
+def test_a_broken_file_of_a_store_is_named_and_without_it_only_that_example_runs_again(
+    tmp_path: Path, array: str, content: bytes
+) -> None:
+    model, experiment, store = vp.load_model("shapes-llava"), _experiment(), tmp_path / "s.zarr"
+    wanted = vp.run(experiment, model=model, store=store, progress=False)
+    chunk = store / array / "c" / "2"
+    for file in [chunk] if chunk.is_file() else [path for path in chunk.rglob("*") if path.is_file()]:
+        file.write_bytes(content)
+    for call in (lambda: vp.load_results(store), lambda: vp.run(experiment, model=model, store=store, progress=False)):
+        message = refusal(call)
+        says(message, f"{array} of example 2 cannot be read", "the same run goes on with that example")
+    named = re.search(r"Remove (\S+)(?: and (\S+))?, and", message)
+    assert named is not None
+    for name in filter(None, named.groups()):
+        path = Path(name)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert (vp.load_results(store)["kept"].values != "").sum() == 4
+    _assert_bitwise_equal(vp.run(experiment, model=model, store=store, progress=False), wanted)
+
+
+def test_a_store_that_has_lost_an_array_is_refused(tmp_path: Path) -> None:
+    experiment, store = _experiment(), tmp_path / "s.zarr"
+    vp.run(experiment, store=store, progress=False)
+    shutil.rmtree(store / "kept")
+    says(refusal(lambda: vp.load_results(store)), "not whole", "its array kept")
+
+
+def test_what_does_not_decide_the_numbers_is_no_difference_of_two_experiments(tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    vp.run(_experiment(), store=store, progress=False)
+    changed = _experiment(figures=[{"figure": "lines"}], metrics=["log_probability"])
+    message = refusal(lambda: vp.run(changed, store=store, progress=False))
+    says(message, "belongs to another experiment", "metrics is ['probability'")
+    assert "figures" not in message
 
 
 def test_a_finished_store_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,8 @@ from vlm_patching.validation import Section, explain, one_of, parse_json, parse_
 if TYPE_CHECKING:
     from vlm_patching.graph import InterventionGraph
 
-_DESCRIPTIVE = {"name", "source", "deviations", "figures"}
+DESCRIPTIVE = {"name", "source", "deviations", "figures"}
+"""Keys that the numbers, and so an experiment's id, do not depend on."""
 
 
 class Experiment(Section):
@@ -189,7 +190,7 @@ class Experiment(Section):
     @property
     def id(self) -> str:
         """Content hash over all that decides the numbers: 16 hexadecimal digits."""
-        content = {key: value for key, value in self.to_dict().items() if key not in _DESCRIPTIVE}
+        content = {key: value for key, value in self.to_dict().items() if key not in DESCRIPTIVE}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def graph(self) -> InterventionGraph:

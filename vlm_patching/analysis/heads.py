@@ -70,7 +70,10 @@ def universal_heads(
     """
     _check(effects, deviations)
     tasks = []
-    for effect in effects.values():
+    for name, effect in effects.items():
+        there = int(effect.notnull().any([d for d in effect.dims if d != "example"]).sum())
+        if there < 2:
+            raise SpecError(f"Task {name!r}: at least 2 examples with numbers are needed, and there are {there}.")
         averaged = effect.mean("draw") if "draw" in effect.dims else effect
         mean_abs = abs(averaged.drop_attrs(deep=False)).astype(np.float64).mean("example")
         threshold = mean_abs.mean(_HEADS) + deviations * mean_abs.std(_HEADS, ddof=0)

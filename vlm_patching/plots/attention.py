@@ -14,7 +14,7 @@ from vlm_patching.errors import SpecError, unknown
 from vlm_patching.pairs.pair import Box
 from vlm_patching.plots.labels import Labeller
 from vlm_patching.plots.maps import NOT_RUN, Scale, draw_maps, map_of, symmetric
-from vlm_patching.plots.overlay import Pictures, headline, one_example, paint, painted
+from vlm_patching.plots.overlay import Pictures, check_region, headline, one_example, paint, painted
 from vlm_patching.plots.panels import check_drawn, heading, pick, select, split, titles
 from vlm_patching.plots.style import Drawn, figure_of, returned, styled
 
@@ -90,6 +90,7 @@ def attention(
         raise SpecError("Of a single head there is no mean over heads to take off; say minus_mean=False.")
     if top < 1:
         raise SpecError(f"top must be at least 1, not {top}.")
+    check_region(ds, "key_", region)
     values = above_mean(one) if minus_mean else one["attention"]
     wanted = {"site": site, "position": position, "layer": layer, "head": head}
     values, chosen = pick(values.isel(example=0), ("layer", "head", "key"), wanted)
@@ -200,10 +201,5 @@ def head_function(
         at = {str(panel.chosen["position"]) for panel in panels}
         of = f"heads at {labeller.word(at.pop())}" if len(at) == 1 else ""
         notes = [NOT_RUN] if any(table.has_gaps for table in tables) else []
-        heading(figure_of(drawn), ds, _measured(ds), labeller, of, notes)
+        heading(figure_of(drawn), ds, None, labeller, of, notes)
     return drawn
-
-
-def _measured(ds: xr.Dataset) -> str:
-    """A metric of the clean run."""
-    return next(str(name).removesuffix("_clean") for name in ds.data_vars if str(name).endswith("_clean"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from vlm_patching.analysis import agreement
 from vlm_patching.analysis.effects import linearised
@@ -227,6 +227,9 @@ def _cells(ax: Axes, row: tuple[Panel, Panel], sides: Sequence[_Side], same_unit
     ax.set_title("\n".join([title, *lines] if title else lines), fontsize=small(), loc="left")
     for set_label, side in ((ax.set_xlabel, sides[0]), (ax.set_ylabel, sides[1])):
         set_label(fitted(side.name, inches(2.4)))
+    for axis in (ax.xaxis, ax.yaxis):  # whole numbers on each tick: a common factor would stand on the label
+        axis.set_major_locator(MaxNLocator(nbins=4))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
     ax.spines[["top", "right"]].set_visible(False)
 
 

@@ -94,7 +94,8 @@ def distribution(
     if limit is not None:
         ax_.set_xlim(-limit, limit)
     if ax is None:
-        notes = ["a point an example, diamond: mean and 95 % interval"]
+        one = int((ds["kept"] == "kept").sum()) == 1
+        notes = ["of one example" if one else "a point an example, diamond: mean and 95 % interval"]
         of = "strongest cells" if len(cells) < int(np.isfinite(flat).any(axis=0).sum()) else ""
         heading(figure_of(ax_), ds, metric, labeller, of, notes)
     return ax_

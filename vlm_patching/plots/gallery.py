@@ -18,6 +18,7 @@ from vlm_patching.errors import SpecError
 from vlm_patching.pairs import Pair, Prompt
 from vlm_patching.pairs.marking import colors_of, marked
 from vlm_patching.pairs.pair import Box, Span
+from vlm_patching.plots.style import plain_letters
 
 _WIDTH, _TITLE = 42, 34
 """Characters of a line of text, and of a title."""
@@ -25,6 +26,7 @@ _SIDE = 2.6
 """Inches of a picture's width."""
 
 
+@plain_letters()
 def gallery(pairs: Sequence[Pair], *, most: int = 8, columns: int = 2) -> Figure:
     """Draw pairs: the clean prompt on the left, the corrupted one on the right.
 
@@ -157,7 +159,7 @@ def _piece(text: str, names: Sequence[str], colors: Mapping[str, str]) -> TextAr
             "boxstyle": "square,pad=0.12",
             "alpha": 0.75,
         }
-    return TextArea(text.replace("$", r"\$"), textprops=style)  # a dollar sign would begin a formula
+    return TextArea(text, textprops=style)
 
 
 def _words(pieces: Sequence[tuple[str, tuple[str, ...]]]) -> Iterator[list[tuple[str, tuple[str, ...]]]]:

@@ -251,8 +251,10 @@ def _marked(values: xr.DataArray, mark: bool | xr.DataArray) -> tuple[xr.DataArr
             raise SpecError(f"mark has the dimension {foreign[0]}, which the map does not have; select one of it.")
         there = mark.reindex_like(values.isel(example=0, drop=True), fill_value=False)
         return there, f"outlined: {mark.name or 'marked'}"
-    if not mark or int(values.notnull().any([d for d in values.dims if d != "example"]).sum()) < 2:
+    if not mark:
         return None, ""
+    if int(values.notnull().any([d for d in values.dims if d != "example"]).sum()) < 2:
+        return None, "not tested: one example"
     found = permutation_max_t(values, level=LEVEL)
     if not bool(found["significant"].any()):
         return found["significant"], f"no cell stands out (max-T, family-wise {LEVEL:.0%})"

@@ -178,8 +178,8 @@ def effect_label(ds: xr.Dataset, metric: str, normalized: bool, labeller: Labell
     return f"{quantity}\n{sign}"
 
 
-def subtitle(ds: xr.Dataset, metric: str, labeller: Labeller | None = None) -> str:
-    """Model, what was done, how many examples the means are over, and the total effect or the clean run's metric."""
+def subtitle(ds: xr.Dataset, metric: str | None, labeller: Labeller | None = None) -> str:
+    """Model, what was done, how many examples the means are over; of a metric the total effect, or the clean run's."""
     from vlm_patching.analysis import total_effect
 
     kept = ds["kept"] == "kept"
@@ -190,9 +190,11 @@ def subtitle(ds: xr.Dataset, metric: str, labeller: Labeller | None = None) -> s
     pairs = f"mean of {int(kept.sum())} of {ds.sizes['example']} pairs"
     if ds.attrs.get("examples_unaffected"):
         pairs += f" ({ds.attrs['examples_unaffected']} with an unchanged answer)"
+    model = (labeller or Labeller()).model(str(ds.attrs.get("model", "")))
+    if metric is None:
+        return f"{model}: {done}, {pairs}"
     if f"{metric}_corrupted" in ds:
         scale = f"total effect {float(total_effect(ds, metric).mean()):.3g}"
     else:
         scale = f"clean run {float(ds[f'{metric}_clean'].where(kept).mean()):.3g}"
-    model = (labeller or Labeller()).model(str(ds.attrs.get("model", "")))
     return f"{model}: {done}, {pairs}, {scale}"

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from vlm_patching.analysis.effects import check_metric
 from vlm_patching.plots.labels import Labeller, position_labels
-from vlm_patching.plots.lines import MOST_LINES, draw_line, finish, interval, legend, line_panels
+from vlm_patching.plots.lines import MOST_LINES, band_notes, draw_line, finish, interval, legend, line_panels
 from vlm_patching.plots.maps import NOT_RUN, Scale, draw_maps, map_of, symmetric
 from vlm_patching.plots.panels import Panel, check_drawn, heading, present, select, split, titles
 from vlm_patching.plots.style import Drawn, figure_of, letters, returned, styled
@@ -71,7 +71,7 @@ def lens(
     if max(int(present(panel.values, "position").sum()) for panel in panels) > MOST_LINES:
         axes, notes = _map(panels, names, label, own, labeller, ax)
     else:
-        axes, notes = _lines(panels, names, label, own, labeller, ax), ["band: 95 % interval of the mean"]
+        axes, notes = _lines(panels, names, label, own, labeller, ax), band_notes(ds)
     drawn = returned(axes)
     if ax is None:
         heading(figure_of(drawn), ds, metric, labeller, notes=notes)

@@ -301,7 +301,7 @@ def _lines(
     legend(axes, title or by, ax)
     drawn = returned(axes)
     if ax is None:
-        heading(figure_of(drawn), ds, metric, labeller, notes=["band: 95 % interval of the mean"])
+        heading(figure_of(drawn), ds, metric, labeller, notes=band_notes(ds))
     return drawn
 
 
@@ -340,6 +340,11 @@ def interval(values: xr.DataArray) -> xr.Dataset:
         return bootstrap(values)
     mean = values.mean([d for d in values.dims if d != "layer"])
     return xr.Dataset({"mean": mean, "low": mean * np.nan, "high": mean * np.nan})
+
+
+def band_notes(ds: xr.Dataset) -> list[str]:
+    """What the band around a line is; of one example there is none."""
+    return ["band: 95 % interval of the mean"] if int((ds["kept"] == "kept").sum()) > 1 else []
 
 
 def draw_line(ax: Axes, found: xr.Dataset, label: str, color: Any, number: int = 0) -> None:

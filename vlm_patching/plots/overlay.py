@@ -73,6 +73,15 @@ def one_example(ds: xr.Dataset, example: str) -> xr.Dataset:
     return ds
 
 
+def check_region(ds: xr.Dataset, prefix: str, region: str | None) -> None:
+    """Refuse a region that no pair of the dataset has; that pairs have none is no error for the usual one."""
+    roles = ds[f"{prefix}role"].values[
+        np.broadcast_to(ds[f"{prefix}modality"].values == "image", ds[f"{prefix}role"].shape)
+    ]
+    if region not in (None, "object", *np.unique(roles.astype(str))):
+        raise unknown("region of these pictures", region, sorted({*roles.tolist()}))
+
+
 def painted(ds: xr.Dataset, prefix: str, values: Sequence[tuple[str, np.ndarray]], region: str | None) -> list[Painted]:
     """The panels of one example: for each title and values [patch] its pictures, and its thumbnail beside its tiles.
 

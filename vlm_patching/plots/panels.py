@@ -221,7 +221,7 @@ def _broken(word: str, most: int) -> list[str]:
 
 
 def heading(
-    figure: Figure, ds: xr.Dataset, metric: str, labeller: Labeller, of: str = "", notes: Sequence[str] = ()
+    figure: Figure, ds: xr.Dataset, metric: str | None, labeller: Labeller, of: str = "", notes: Sequence[str] = ()
 ) -> None:
     """Say above the panels what a figure is of, unless the style leaves that to a caption."""
     if not current().title:

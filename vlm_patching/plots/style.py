@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from vlm_patching.errors import SpecError, unknown
 
@@ -150,10 +151,25 @@ def styled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Res
             "hatch.linewidth": 0.5,
             **({"axes.linewidth": 0.5, "xtick.major.width": 0.5, "ytick.major.width": 0.5} if printed() else {}),
         }
-        with mpl.rc_context(settings):
-            return function(*arguments, **named)
+        with plain_letters(), mpl.rc_context(settings):
+            drawn = function(*arguments, **named)
+        for axes in _each(drawn):
+            for text in axes.findobj(Text):
+                text.set_parse_math(False)
+        return drawn
 
     return inside
+
+
+def _each(drawn: Drawn) -> list[Axes]:
+    return [drawn] if isinstance(drawn, Axes) else list(np.ravel(drawn))
+
+
+@contextmanager
+def plain_letters() -> Iterator[None]:
+    """Dollar signs are dollar signs, in texts out of a dataset: no formula begins with one."""
+    with mpl.rc_context({"text.parse_math": False}):
+        yield
 
 
 def canvas(
@@ -193,8 +209,7 @@ def figure_of(drawn: Drawn) -> Figure:
     matplotlib.figure.Figure
         The whole figure, also where the axes are of a part of it.
     """
-    first = drawn if isinstance(drawn, Axes) else np.ravel(drawn)[0]
-    figure = first.get_figure(root=True)
+    figure = _each(drawn)[0].get_figure(root=True)
     assert isinstance(figure, Figure)
     return figure
 

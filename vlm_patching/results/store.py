@@ -15,8 +15,9 @@ import xarray as xr
 import zarr
 
 from vlm_patching.errors import RunError, SpecError
+from vlm_patching.experiment import DESCRIPTIVE
 from vlm_patching.graph import DIMENSIONS
-from vlm_patching.results.dataset import NOT_RUN, WRITTEN_LABELS
+from vlm_patching.results.dataset import KEPT, NOT_RUN, WRITTEN_LABELS
 
 _DIMENSIONS = ("example", *DIMENSIONS, "key", "corner")
 
@@ -169,16 +170,40 @@ def load_results(path: str | Path) -> xr.Dataset:
             loaded = dataset.load()
     except (OSError, ValueError, KeyError) as error:
         raise SpecError(f"{path} is not a zarr store of results: {error}") from error
+    except RuntimeError as error:  # of what decompresses
+        raise _broken(path, error) from error
     if "experiment_id" not in loaded.attrs:
         raise SpecError(
             f"{path} is a zarr store, but not one that a run has written (no experiment_id in its attributes)."
         )
+    missing = [name for name in ("example", KEPT) if name not in loaded.coords]
+    if missing:
+        raise SpecError(f"The store {path} is not whole: it has lost its array {missing[0]}. Run it anew, in another.")
     for name, variable in loaded.variables.items():
         if variable.dtype.kind in "TU":  # zarr gives its own string type; one kind of label everywhere
             loaded[name] = (variable.dims, np.array(variable.values.tolist(), dtype=object), variable.attrs)
     variables = {name: loaded[name] for name in sorted(loaded.data_vars, key=_metric_first)}
     ordered = xr.Dataset(variables, loaded.coords, loaded.attrs)
     return ordered.transpose(*_DIMENSIONS, missing_dims="ignore")
+
+
+def _broken(path: Path, error: RuntimeError) -> SpecError:
+    """Which example's file of a store cannot be read, as where the disk was full or the machine went down."""
+    arrays = dict(zarr.open_group(path, mode="r").arrays())
+    for name, array in arrays.items():
+        each = name in WRITTEN_LABELS or (array.ndim > 0 and array.chunks[0] == 1)
+        for index in range(array.shape[0]) if each else [...]:
+            try:
+                array[index]
+            except RuntimeError:
+                if index is ...:
+                    return SpecError(f"The store {path} is broken: its array {name} cannot be read ({error}).")
+                files = " and ".join(str(path / part / "c" / str(index)) for part in dict.fromkeys((name, KEPT)))
+                return SpecError(
+                    f"The store {path} is broken: {name} of example {index} cannot be read ({error}), as where a disk "
+                    f"was full. Remove {files}, and the same run goes on with that example; the others are whole."
+                )
+    return SpecError(f"{path} is not a zarr store of results: {error}")
 
 
 def _metric_first(name: Any) -> tuple[str, str]:
@@ -239,7 +264,8 @@ def check_same_model(path: str | Path, found: Mapping[str, Any], now: Mapping[st
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     mine, theirs = (_flat(json.loads(a.get("experiment", a["graph"]))) for a in (wanted, found))
-    keys = [k for k in sorted({*mine, *theirs}) if repr(mine.get(k)) != repr(theirs.get(k))]  # 1 and 1.0 differ
+    deciding = (k for k in sorted({*mine, *theirs}) if k.split(".")[0] not in DESCRIPTIVE)
+    keys = [k for k in deciding if repr(mine.get(k)) != repr(theirs.get(k))]  # 1 and 1.0 differ
     shown = [f"{key} is {theirs.get(key)!r} there and {mine.get(key)!r} here" for key in keys[:3]]
     return "; ".join(shown) + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
 
