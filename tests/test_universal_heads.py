@@ -166,7 +166,7 @@ def test_tasks_that_cannot_be_compared_are_refused() -> None:
         universal_heads({"a": data.isel(head=0)})
     with pytest.raises(vp.SpecError, match="'a' has no dimension example"):
         universal_heads({"a": data.mean("example")})
-    with pytest.raises(vp.SpecError, match="Task 'a': at least 2 examples .* there are 1"):
+    with pytest.raises(vp.SpecError, match=r"Task 'a': at least 2 examples .* there are 1"):
         universal_heads({"a": data.isel(example=[0])})
     with pytest.raises(vp.SpecError, match="do not have the same heads"):
         universal_heads({"a": data, "b": data.isel(head=[0, 1])})
