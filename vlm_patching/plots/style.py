@@ -149,6 +149,7 @@ def styled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Res
             "hatch.linewidth": 0.5,
             **({"axes.linewidth": 0.5, "xtick.major.width": 0.5, "ytick.major.width": 0.5} if printed() else {}),
         }
+        plt.draw_if_interactive()  # loads the backend: a notebook's turns interactive as it is loaded, which is to stay
         with mpl.rc_context(settings):
             return function(*arguments, **named)
 
