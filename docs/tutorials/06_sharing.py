@@ -64,7 +64,7 @@ for name, results in (("restored", published), ("corrupted", noised)):
     print(f"{name}: L{int(at['layer'])}.H{int(at['head'])} {float(effect.max()):.1f} logits")
 
 # %% [markdown]
-# L2.H3, either way, and the two rankings of heads agree. The points with an effect lie above the line: a corrupted value
+# L2.H3, either way, and the two rankings of heads agree. Points with an effect lie above the line: a corrupted value
 # in the clean run costs more than the clean value gives back in the corrupted one.
 #
 # ## Two not to believe
