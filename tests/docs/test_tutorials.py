@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import jupytext
 import pytest
 
 from docs.tools import tutorials
+from docs.tools.blocks import blocks
 
 
 @pytest.mark.parametrize("source", tutorials.sources(), ids=lambda source: source.stem)
@@ -79,6 +81,53 @@ def test_in_one_model_the_last_token_reads_the_question_first_and_in_the_other_t
     blip = rows(text, "for site in sites")
     assert blip["image:object -> question"][2] < -20 and blip["image:other -> question"] == [0] * 6
     assert blip["all -> decoding"] == [0, 0, 0, 0, 0, -100]
+
+
+def test_without_a_server_a_run_says_so_and_a_complete_store_needs_none() -> None:
+    text = text_of(5)
+    assert text.count("No NDIF server answers at http://127.0.0.1:9") == 2 and "exit code 1" in text
+    (shown,) = re.findall(r"^InterventionGraph (\w+) ", text, re.MULTILINE)
+    assert f"characters of JSON, hash {shown}" in text and "True local" in text
+
+
+def test_what_a_tutorial_cannot_run_says_what_it_needs() -> None:
+    for source in tutorials.sources():
+        written = (cell.source for cell in jupytext.read(source).cells if cell.cell_type == "markdown")
+        assert {block.needs for text in written for block in blocks(source.stem, text)} <= {"Needs an NDIF server"}
+
+
+def test_a_bundle_replays_on_its_own_pairs_and_made_up_numbers_do_not() -> None:
+    text = text_of(6)
+    first, second = re.findall(r"^Replay of .*: (.*)\n((?:  .*\n)*)", text, re.MULTILINE)
+    assert first[0] == "within tolerance" and "NOT" not in first[1]
+    assert second[0] == "NOT within tolerance" and re.search(r"logit_difference +0.5 .*NOT WITHIN", second[1])
+    heads = re.findall(r"^(restored|corrupted): (L2.H3) ([\d.]+) logits", text, re.MULTILINE)
+    assert len(heads) == 2 and float(heads[1][2]) > float(heads[0][2])
+    assert "experiment.yaml is not what manifest.json says" in text and "eprint = {2406.16320}" in text
+
+
+def test_a_model_of_no_known_family_is_used_with_the_file_that_is_proposed_and_edited() -> None:
+    text = text_of(7)
+    assert "vision_config.model_type is 'dinov2'" in text and text.count("# UNCERTAIN") == 2
+    assert "fits its map with --family dino.yaml: 18 sites are there" in text
+    assert "./dino-llava can be used: 17 sites, 21 checks hold." in text
+    effects = re.findall(r"^ (\S+) +patch +nothing 0e\+00, .* ([\d.]+) *$", text, re.MULTILINE)
+    assert len(effects) == 15 and all(float(effect) > 0.1 for _, effect in effects)
+    assert "Did you mean 'hidden_state'?" in text
+    assert [rows(text, "## Use it")[name] for name in ("image", "question", "last")] == [[0], [0], [1]]
+
+
+def test_a_dataset_and_a_metric_are_known_by_their_names_and_the_metric_sees_what_the_other_does_not() -> None:
+    text = text_of(8)
+    assert "checkout/vlm_patching/__init__.py {'one of its lamps is off': 1}" in text
+    found = re.findall(r"^(\w+) +(\w+) +clean +(-?[\d.]+)  corrupted +(-?[\d.]+)$", text, re.MULTILINE)
+    corrupted = {(kind, metric): float(value) for kind, metric, _, value in found}
+    assert (
+        corrupted["semantic_image_pair", "logit_difference"] == corrupted["semantic_image_pair", "answer_margin"] < -10
+    )
+    assert corrupted["blank_image", "logit_difference"] > 0 > -5 > corrupted["blank_image", "answer_margin"]
+    assert "  it says 5 5 5 5 5 5 5 5" in text
+    assert "Did you mean 'answer_margin'?" in text and "Did you mean 'lamps'?" in text
 
 
 def test_html_of_a_cell_gets_a_tree_of_its_own() -> None:
