@@ -38,20 +38,17 @@ except vp.SpecError as error:
 # ## Let doctor propose a file
 #
 # Of a model that it does not know, `vlm-patching doctor` looks at the names and shapes of the modules, and writes what
-# it takes them for. With `--weights none` it needs no weights, and runs nothing.
+# it takes them for. With `--weights none` it needs no weights, and runs nothing. This is the function behind
+# `vlm-patching doctor ./dino-llava --weights none -o dino.yaml`:
 
 # %%
-import subprocess
-import sys
 from pathlib import Path
 
+from vlm_patching.doctor import examine
+from vlm_patching.sections import ModelSpec
 
-def doctor(*arguments):
-    command = [sys.executable, "-m", "vlm_patching", "doctor", "./dino-llava", *arguments]
-    return subprocess.run(command, capture_output=True, text=True).stdout.rstrip().splitlines()
-
-
-print(*doctor("--weights", "none", "-o", "dino.yaml")[-3:], sep="\n")
+found = examine(ModelSpec(name="./dino-llava"), weights="none", propose_to=Path("dino.yaml"))
+print(*found.notes, found.verdict, sep="\n")
 
 # %%
 print(Path("dino.yaml").read_text())
@@ -68,19 +65,23 @@ print(Path("dino.yaml").read_text())
 #
 # What nothing warns of: DINOv2 scales what an MLP gives (`layer_scale2`) before it goes into the residual stream, so
 # the MLP's contribution is the output of that, and not of `mlp.fc2`. Only reading the model's code shows it. Then there
-# is no projection whose input would be neurons:
+# is no projection whose input would be neurons. Of attention the same is true, and a file has no key for it:
+# `vision.attn_out` is what comes before the scale.
 
 # %%
 text = Path("dino.yaml").read_text()
 text = text.replace("mlp: mlp.fc2", "mlp: layer_scale2\n    neurons: false")
 Path("dino.yaml").write_text(text)
-found = doctor("--family", "dino.yaml")
-print(*(line for line in found if " patch " in line), found[-1], sep="\n")
+found = examine(ModelSpec(name="./dino-llava", family="dino.yaml"))
+for row in found.checks:
+    if row["method"] == "patch":
+        print(f"{row['site']:22} {row['effect']:>6}  {row['checks']}")
+print(found.verdict)
 
 # %% [markdown]
-# Each line is a small experiment at one site: patching nothing, patching a run with its own values, patching
-# everything, and cells in one forward pass each with plain hooks, with the largest difference of each. `effect` is the
-# most that a cell changes: were it 0, nothing would read what stands there. The last line is what to edit for.
+# Each line is a small experiment at one site. The number is the most that a cell changes: were it 0, nothing would read
+# what stands there. Behind it, the largest differences: of patching nothing, of patching a run with its own values, of
+# patching everything, and of cells in one forward pass each with plain hooks. The verdict is what to edit for.
 #
 # A mistake in the file is said with its key:
 
