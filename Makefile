@@ -18,8 +18,8 @@ export MPLBACKEND := Agg
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-ndif test-report test-families docs lint format types check presets findings figures bench \
-  train clean
+.PHONY: help demo test test-ndif test-report redis chromium test-families docs lint format types check presets findings \
+  figures bench train clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
@@ -30,7 +30,14 @@ demo: $(STAMP)  ## run experiments/demo.py
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile
 
-test-ndif: $(STAMP)  ## run the tests that need a real NDIF server, on this machine
+test-ndif: $(STAMP) redis  ## run the tests that need a real NDIF server, on this machine
+	$(BIN)/python -c "from pathlib import Path; from vlm_patching.serving import build_environment as b; b(Path('$(NDIF)'))"
+	VLM_PATCHING_NDIF=$(NDIF) $(BIN)/python -m pytest tests/remote
+
+test-report: $(STAMP) chromium  ## open reports in a headless Chromium
+	chromium="$$(command -v $(CHROMIUM))" && VLM_PATCHING_CHROMIUM="$$chromium" $(BIN)/python -m pytest tests/browser
+
+redis:
 	@command -v redis-server >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -q && apt-get install -y -q redis-server; \
@@ -39,10 +46,8 @@ test-ndif: $(STAMP)  ## run the tests that need a real NDIF server, on this mach
 	    exit 1; \
 	  fi; \
 	}
-	$(BIN)/python -c "from pathlib import Path; from vlm_patching.serving import build_environment as b; b(Path('$(NDIF)'))"
-	VLM_PATCHING_NDIF=$(NDIF) $(BIN)/python -m pytest tests/remote
 
-test-report: $(STAMP)  ## open reports in a headless Chromium
+chromium:
 	@command -v $(CHROMIUM) >/dev/null && command -v chromedriver >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -q && apt-get install -y -q chromium chromium-driver; \
@@ -52,7 +57,6 @@ test-report: $(STAMP)  ## open reports in a headless Chromium
 	    exit 1; \
 	  fi; \
 	}
-	chromium="$$(command -v $(CHROMIUM))" && VLM_PATCHING_CHROMIUM="$$chromium" $(BIN)/python -m pytest tests/browser
 
 test-families: $(STAMP)  ## hold every model family against plain hooks, and write docs/models.md
 	mkdir -p build

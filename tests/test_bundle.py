@@ -260,6 +260,16 @@ def test_figures_can_be_given_or_left_out(patched: Any, tmp_path: Path) -> None:
     assert vp.bundle.verify(vp.bundle.save(*patched, tmp_path / "b.vlmp.zip", figures={})).figures == ()
 
 
+def test_a_figure_that_cannot_be_drawn_is_named(loaded: dict[str, Model], tmp_path: Path) -> None:
+    data = json.loads(experiment_of("shapes-llava", "patch with an image pair").to_json())
+    data["figures"] = [{"figure": "heatmap"}, {"figure": "windows"}]
+    experiment = vp.Experiment.from_dict(data)
+    ds = run(experiment, loaded["shapes-llava"])
+    with pytest.warns(UserWarning, match="The bundle lacks figures. Not drawn: windows. "):
+        path = vp.bundle.save(experiment, ds, tmp_path / "b.vlmp.zip")
+    assert vp.bundle.verify(path).figures == ("heatmap.png",)
+
+
 def test_the_command_line_saves_shows_verifies_and_replays(
     patched: Any,
     command: Command,  # noqa: F811

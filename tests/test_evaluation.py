@@ -19,6 +19,7 @@ from tests.oracle import patching as oracle
 from tests.refusals import BLIP, changed, refusal, says
 from tests.test_cli import Command, command  # noqa: F401 - a fixture
 from vlm_patching.backends.local import LocalBackend
+from vlm_patching.commands.evaluate import report
 from vlm_patching.evaluation import write_kept
 from vlm_patching.models import Model
 
@@ -150,6 +151,17 @@ def test_what_was_kept_is_what_the_sweep_takes(
     whole = vp.load_pairs("shapes", n=12, questions=KINDS)
     assert [pair.id for pair in pairs] == ids[:5] and list(pairs) == [pair for pair in whole if pair.id in ids[:5]]
     assert pairs.dropped == {"it is not in pairs.ids": 7}
+
+
+def test_where_no_pair_is_right_json_has_null_for_what_has_no_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    coordinates = {"kept": ("example", ["wrong"]), "task": ("example", ["color"]), "foil": ("example", ["red"])}
+    ds = xr.Dataset(
+        {"right": ("example", [0.0])},
+        coordinates | {"said_clean": ("example", ["blue"]), "said_corrupted": ("example", ["red"])},
+    )
+    report(ds.assign_attrs(method="evaluate"), "task", as_json=True)
+    (row,) = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+    assert row["accuracy"] == 0 and row["flipped"] is None
 
 
 @pytest.mark.parametrize(

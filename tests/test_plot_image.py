@@ -234,7 +234,7 @@ def test_a_wrong_call_is_refused_and_names_what_there_is(attention: xr.Dataset, 
         (lambda: vp.plot.image(patched, "a", PICTURE, metric="probabilty", layer=4), "Did you mean 'probability'"),
         (lambda: vp.plot.image(patched.assign_attrs(method="lens"), "a", PICTURE, layer=4), "plot.lens"),
         (lambda: vp.plot.image(patched.drop_vars("box"), "a", PICTURE, layer=4), "each:image"),
-        (lambda: vp.plot.image(groups, "a", PICTURE, layer=4), "no number at a single patch"),
+        (lambda: vp.plot.image(groups, "a", PICTURE), "positions is a single patch: sweep them one by one"),
     ):
         with pytest.raises(vp.SpecError, match=named):
             call()  # type: ignore[no-untyped-call]

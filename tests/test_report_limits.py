@@ -160,6 +160,20 @@ def test_of_one_pair_there_is_a_mean_without_an_interval(tmp_path: Path) -> None
     assert np.isnan(unpacked(part["low"])).all()
 
 
+def test_a_report_opens_with_what_its_figures_show_and_says_which_cannot_be_drawn(tmp_path: Path) -> None:
+    shown = {"figure": "heads", "metric": "logit_difference"}
+    ds = run(
+        patch={"sites": ["language.attn_head"], "positions": ["last"]},
+        corruption=SEMANTIC,
+        figures=[shown, {"figure": "universal_heads", "metric": "probability"}],
+    )
+    found = Page(vp.report(ds, tmp_path / "heads.html").html)
+    assert found.data["map"]["quantities"][0]["metric"] == "logit_difference"
+    assert "heads" in found.text and "Not drawn: universal_heads. " in found.text
+    other = Page(vp.report(ds, tmp_path / "heads.html", metric="probability").html)
+    assert other.data["map"]["quantities"][0]["metric"] == "probability"
+
+
 def test_an_evaluation_says_how_often_the_model_is_right(tmp_path: Path) -> None:
     experiment = vp.Experiment.from_spec("notice2024_llava_universal", {"pairs.n": 12})
     ds = vp.evaluate(experiment, progress=False)

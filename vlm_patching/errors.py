@@ -43,11 +43,14 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
-def nearest(name: object, known: Iterable[object]) -> str:
-    """ " Did you mean 'x'?" for the known name closest to a wrong one, or nothing where none is close."""
+def nearest(name: object, known: Iterable[object], cutoff: float = 0.5) -> str:
+    """ " Did you mean 'x'?" for the known name closest to a wrong one, or nothing where none is close.
+
+    How close it has to be `cutoff` says: 1 is the same name, and 0 any.
+    """
     if not isinstance(name, str | int | Path):
         return ""
-    match = difflib.get_close_matches(str(name)[:200], [str(k) for k in known], n=1, cutoff=0.5)
+    match = difflib.get_close_matches(str(name)[:200], [str(k) for k in known], n=1, cutoff=cutoff)
     return f" Did you mean {match[0]!r}?" if match else ""
 
 

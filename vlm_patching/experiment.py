@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
@@ -138,7 +139,7 @@ class Experiment(Section):
     def from_yaml(cls, path: str | Path, changes: Mapping[str, Any] | None = None) -> Experiment:
         """Read a YAML (or JSON) file. `changes` maps dotted keys ("pairs.n") to values that replace the file's."""
         path = Path(path)
-        if not _is_file(path):
+        if not os.path.isfile(path):
             raise SpecError(f"Spec file {path} does not exist.")
         parse = parse_json if path.suffix == ".json" else parse_yaml
         return cls._from_data(parse(read_text(path), str(path)), str(path), changes)
@@ -151,7 +152,7 @@ class Experiment(Section):
         known = presets()
         if str(spec) in known:
             return cls.from_yaml(known[str(spec)], changes)
-        if _is_file(Path(spec)):
+        if os.path.isfile(spec):
             return cls.from_yaml(spec, changes)
         raise SpecError(
             f"{str(spec)!r} is neither a file nor a preset.{nearest(spec, known)} Presets: {', '.join(known)}."
@@ -220,10 +221,3 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
             section = section.model_fields[part].annotation
             section = next((kind for kind in get_args(section) if hasattr(kind, "model_fields")), section)
     return list(section.model_fields)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False

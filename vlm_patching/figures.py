@@ -193,7 +193,7 @@ class FigureSpec(Section):
     layers: Literal["y", "x"] | None = None
     patches: Literal["auto", "expanded", "block", "rows", "regions"] | None = None
     mark: bool | None = None
-    limit: float | None = Field(default=None, gt=0)
+    limit: float | None = Field(default=None, gt=0, lt=1e30)
     by: Literal["position", "site", "window", "strength", "head", "edges"] | None = None
     sums: bool | None = None
     top: int | None = Field(default=None, ge=1)

@@ -96,10 +96,10 @@ def test_a_suffix_stands_behind_the_question_and_the_question_keeps_a_span(tmp_p
 @pytest.mark.parametrize(
     ("file", "content", "parts"),
     [
-        ("types.txt", "2\n2\n9\n2\n", ("questions.txt, line 3", "'types' is no number from 0 to 3", "9")),
-        ("types.txt", "2\ncolor\n2\n2\n", ("questions.txt, line 2", "'types' is no whole number", "'color'")),
-        ("img_ids.txt", "7\n\n8\n9\n", ("questions.txt, line 2", "'img_ids'", "whole number")),
-        ("answers.txt", "red\ngray\n\nblue\n", ("questions.txt, line 3", "'answers' is empty")),
+        ("types.txt", "2\n2\n9\n2\n", ("line 3 of questions.txt", "'types' is no number from 0 to 3", "9")),
+        ("types.txt", "2\ncolor\n2\n2\n", ("line 2 of questions.txt", "'types' is no whole number", "'color'")),
+        ("img_ids.txt", "7\n\n8\n9\n", ("line 2 of questions.txt", "'img_ids'", "whole number")),
+        ("answers.txt", "red\ngray\n\nblue\n", ("line 3 of questions.txt", "'answers' is empty")),
         ("answers.txt", "red\ngray\n", ("answers.txt", "ends at line 2", "questions.txt", "cut off")),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_file_that_is_not_utf8_or_is_missing_is_refused(tmp_path: Path) -> Non
 def test_a_missing_picture_is_an_error_or_skipped(tmp_path: Path) -> None:
     coco_qa(tmp_path, ROWS[:4])
     (tmp_path / "images" / "val2014" / "COCO_val2014_000000000008.jpg").unlink()
-    says(refusal(lambda: drawn(tmp_path)), "questions.txt, line 3", "COCO_val2014_000000000008.jpg", "does not exist")
+    says(refusal(lambda: drawn(tmp_path)), "line 3 of questions.txt", "COCO_val2014_000000000008.jpg", "does not exist")
     assert drawn(tmp_path, on_error="skip").dropped == {"error: an image does not exist": 1}
 
 

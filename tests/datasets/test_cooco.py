@@ -107,6 +107,27 @@ def test_objects_that_a_picture_cannot_tell_apart_are_left_out_and_counted(tmp_p
     }
 
 
+def test_a_clean_picture_that_says_nothing_clear_of_being_excluded_is_named_or_skipped(tmp_path: Path) -> None:
+    entries = {**office(), **scene(7, "kitchen", "cup", {"shoe": "low"})}
+    name = next(name for name in entries if "_cup_original" in name)
+    entries[name]["excluded"] = "no"
+    folder = written(tmp_path, entries)
+    says(refusal(lambda: load(folder)), f"entry[{name!r}]", "'excluded' is neither True nor False", "'no'")
+    dropped = load(folder, on_error="skip").dropped
+    assert dropped["there is no clean image of its scene and object"] == 1
+    assert dropped["error: 'excluded' is neither True nor False"] == 1
+
+
+@pytest.mark.parametrize("excluded", [True, "True"])
+def test_a_picture_that_is_excluded_is_no_clean_one(tmp_path: Path, excluded: object) -> None:
+    entries = {**office(), **scene(7, "kitchen", "cup", {"shoe": "low"})}
+    name = next(name for name in entries if "_cup_original" in name)
+    entries[name]["excluded"] = excluded
+    pairs = load(written(tmp_path, entries))
+    assert pairs.dropped == {"there is no clean image of its scene and object": 1}
+    assert all("kitchen" not in str(pair.clean.image) for pair in pairs)
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "parts"),
     [

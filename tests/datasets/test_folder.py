@@ -52,6 +52,7 @@ def test_an_empty_image_cell_is_a_prompt_without_an_image(tmp_path: Path) -> Non
         ({7: "12 15 17"}, ("line 3", "spans.answer_option", "[12, 15, 17]")),
         ({8: "1 1 30 300"}, ("line 3", "'object'", "300", "96")),
         ({1: "none.png"}, ("line 3", "none.png", "does not exist")),
+        ({1: "data:image/png;base64," + "A" * 4000}, ("line 3", "data:image/png", "does not exist")),
         ({0: "0"}, ("line 3", "'0'", "line 2")),
         ({5: ""}, ("line 3", "answer", "empty")),
     ],

@@ -38,12 +38,31 @@ def test_a_picture_that_lies_on_its_side_is_put_upright_as_its_exif_says(tmp_pat
         ("LA", (0, 0), (255, 255, 255)),
         ("I;16", 0x8080, (128, 128, 128)),
         ("I", 65_535, (255, 255, 255)),
+        ("I", 200, (200, 200, 200)),
         ("F", 0.5, (128, 128, 128)),
+        ("F", 200, (200, 200, 200)),
+        ("F", 65_535, (255, 255, 255)),
     ],
 )
 def test_every_mode_becomes_rgb(mode: str, color: int, rgb: tuple[int, int, int]) -> None:
     picture = opened(Image.new(mode, (2, 2), color))
     assert picture.mode == "RGB" and picture.getpixel((0, 0)) == rgb
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "why"),
+    [
+        ("I", 70_000, "does not say what is white"),
+        ("I", -1, "does not say what is white"),
+        ("F", -0.5, "does not say what is white"),
+        ("F", float("nan"), "not a finite number"),
+    ],
+)
+def test_numbers_that_are_no_brightness_are_refused(mode: str, color: float, why: str, tmp_path: Path) -> None:
+    given = Image.new(mode, (2, 2), color)
+    given.save(tmp_path / "a.tif")
+    says(refusal(lambda: opened(given)), "2 × 2 pixels", "cannot be read as a picture", why)
+    says(refusal(lambda: opened(tmp_path / "a.tif")), "a.tif", "cannot be read as a picture", why)
 
 
 def test_a_palette_s_transparent_colour_is_white(tmp_path: Path) -> None:

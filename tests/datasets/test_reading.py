@@ -127,6 +127,10 @@ def test_a_wrong_value_is_an_error_of_its_row(
     says(message, "a.csv, line 7: ", *parts)
 
 
+def test_an_error_that_ends_in_a_question_has_no_other_ending() -> None:
+    assert str(BadRow("a, line 1", "it is not there", "it is not there. Did you mean 'b'?")).endswith("'b'?")
+
+
 def test_values_are_read_as_what_they_are() -> None:
     row = Row("", {"a": " -12 ", "b": "TRUE", "c": False, "d": " x ", "e": 7})
     assert (row.whole("a"), row.flag("b"), row.flag("c"), row.text("d"), row.whole("e")) == (-12, True, False, "x", 7)
@@ -135,7 +139,9 @@ def test_values_are_read_as_what_they_are() -> None:
 def test_a_box_of_width_and_height_has_its_ends_in_whole_pixels_inside_of_its_image() -> None:
     row = Row("", {"a": [10.4, 5, 20.4, 6.7], "b": [-3.0, 20, 50, 30]})
     assert row.box("a") == (10, 5, 31, 12)
-    assert row.box("b") == (0, 20, 47, 50) and row.box("b", (40, 32)) == (0, 20, 40, 32)
+    assert row.box("b", (40, 32)) == (0, 20, 40, 32)
+    says(refusal(lambda: row.box("b")), "'b' begins outside its image", "-3.0")
+    says(refusal(lambda: Row("", {"c": [1e308, 0, 1e308, 20]}).box("c")), "'c' is no box", "1e+308")
     assert Row("", {"l": [" a", "b "]}).texts("l") == ("a", "b")
 
 
@@ -242,6 +248,40 @@ def test_short_lists_are_rows_of_names(tmp_path: Path) -> None:
     says(str(found[2]), f"{path}, entry[2]", "a list of 2")
 
 
+@pytest.mark.parametrize(
+    ("content", "under", "parts"),
+    [
+        ("[1]", "questions", ("is a list", "an object with the key 'questions' is expected")),
+        ("null", "questions", ("is null", "an object with the key 'questions' is expected")),
+        ('{"a": 1}', "", ("has an object in it", "a list is expected")),
+        ('{"questions": {"a": 1}}', "questions", ("has an object at 'questions'", "a list is expected")),
+        ('{"questions": 5}', "questions", ("has 5 at 'questions'", "a list is expected")),
+        ('{"questions": []}', "questions", ("nothing at 'questions'", "a list without entries")),
+        ('{"question": []}', "questions", ("nothing at 'questions'", "Did you mean 'question'?")),
+        ("{}", "questions", ("nothing at 'questions'", "no keys")),
+        ("[]", "", ("nothing in it", "a list without entries")),
+    ],
+)
+def test_a_file_without_entries_where_they_belong_says_what_it_has(
+    tmp_path: Path, content: str, under: str, parts: tuple[str, ...]
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    says(refusal(lambda: list(read_json(path, under))), str(path), *parts)
+
+
+@pytest.mark.parametrize(("content", "what"), [("[1]", "has a list in it, where an object"), ("{}", "without entries")])
+def test_a_file_that_is_no_object_of_entries_says_so(tmp_path: Path, content: str, what: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    says(refusal(lambda: list(read_json_by_key(tmp_path / "a.json"))), "a.json", what)
+
+
+@pytest.mark.parametrize("text", ["--5", "+-5", "5" * 5000, "", "5.0"])
+def test_what_is_no_whole_number_is_refused(text: str) -> None:
+    says(refusal(lambda: Row("a, line 1", {"x": text}).whole("x")), "a, line 1", "'x' is no whole number")
+    assert Row("a, line 1", {"x": " +05 "}).whole("x") == 5
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(cells.filter(lambda c: "\n" not in c), cells.filter(lambda c: "\n" not in c)), max_size=6))
 def test_lines_of_one_number_belong_together(
@@ -252,7 +292,7 @@ def test_lines_of_one_number_belong_together(
         (folder / name).write_text("".join(f"{row[place]}\n" for row in rows), encoding="utf-8")
     found = list(read_side_by_side({"x": folder / "a", "y": folder / "b"}))
     assert [(row.values["x"], row.values["y"]) for row in found] == rows
-    assert [row.where for row in found] == [f"{folder / 'a'}, line {number}" for number in range(1, len(rows) + 1)]
+    assert [row.where for row in found] == [f"{folder}, line {number} of a, b" for number in range(1, len(rows) + 1)]
     with (folder / "b").open("a") as file:
         file.write("more\n")
     says(

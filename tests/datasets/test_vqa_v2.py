@@ -85,9 +85,9 @@ def test_files_may_lie_in_folders_of_their_own(tmp_path: Path) -> None:
 
 def test_a_pair_whose_question_is_in_no_file_is_an_error_with_its_place(tmp_path: Path) -> None:
     vqa_v2(tmp_path, ASKED, [*PAIRS[:2], [7000, 99], [7000], [7000, "x"]])
-    says(refusal(lambda: drawn(tmp_path)), FILE.format("complementary_pairs"), "entry[2]", "no other file", "99")
+    says(refusal(lambda: drawn(tmp_path)), FILE.format("complementary_pairs"), "entry[2]", "no annotation", "99")
     assert drawn(tmp_path, on_error="skip").dropped == {
-        "error: a question of it is in no other file": 1,
+        "error: a question of it has no annotation": 1,
         "error: no list of 2": 1,
         "error: 'other' is no whole number": 1,
     }
@@ -123,7 +123,7 @@ def test_an_entry_without_an_id_is_missed_by_the_pair_that_names_it(tmp_path: Pa
     data["annotations"][1] = {"image_id": 8}
     data["annotations"][2] = "nothing"
     path.write_text(json.dumps(data))
-    says(refusal(lambda: drawn(tmp_path)), "complementary_pairs.json, entry[0]", "in no other file", "8001")
+    says(refusal(lambda: drawn(tmp_path)), "complementary_pairs.json, entry[0]", "has no annotation", "8001")
 
 
 def test_files_that_are_cut_off_or_of_another_kind_are_refused(tmp_path: Path) -> None:

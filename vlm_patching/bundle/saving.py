@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,7 +153,7 @@ def _vectors_of(graph: InterventionGraph, ds: xr.Dataset) -> bytes | None:
 
 
 def _write_figures(ds: xr.Dataset, given: Mapping[str, Figure] | None, folder: Path, pairs: Sequence[Pair]) -> None:
-    """The given figures, or the dataset's own but those that cannot be drawn, as of results without a kept pair."""
+    """The given figures, or those that the experiment names, as far as its results can be drawn."""
     import matplotlib.pyplot as plt
 
     figures = _drawn(ds, pairs) if given is None else given
@@ -167,10 +167,9 @@ def _write_figures(ds: xr.Dataset, given: Mapping[str, Figure] | None, folder: P
 
 
 def _drawn(ds: xr.Dataset, pairs: Sequence[Pair]) -> dict[str, Figure]:
-    from vlm_patching.plots.draw import draw_one, figures_of
+    from vlm_patching.plots.draw import draw_each, figures_of
 
-    drawn = {}
-    for name, spec in figures_of(ds).items():
-        with suppress(SpecError):
-            drawn[name] = draw_one(ds, spec, pairs=pairs)
+    drawn, why = draw_each(ds, figures_of(ds), pairs=pairs)
+    if why:
+        warnings.warn(f"The bundle lacks figures. {why}", stacklevel=4)
     return drawn

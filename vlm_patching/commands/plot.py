@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from vlm_patching.commands import completion
-from vlm_patching.commands.output import AsJson, parse_changes, show
+from vlm_patching.commands.output import AsJson, outside_store, parse_changes, show
 from vlm_patching.errors import SpecError
 from vlm_patching.figures import FIGURES
 
@@ -75,12 +76,14 @@ def plot(
     from vlm_patching.plots.draw import draw_one, figures_of
     from vlm_patching.plots.style import check_format
 
+    if output is not None:
+        outside_store(output)
     ds = vp.load_results(store)
     compared = vp.load_results(other) if other is not None else None
     given = {"metric": metric, "site": site, "position": position, "normalize": normalize or None}
-    given |= parse_changes(changes, None)
+    given |= parse_changes(changes, None, "layers=x")
     specs = figures_of(ds, figure or ("compare" if other else None), given, compared is not None)
-    if output is not None and output.suffix and not output.is_dir():
+    if output is not None and _is_file_name(output):
         check_format(output.suffix)
         if form is not None and output.suffix.lower() != f".{form}":
             raise SpecError(f"-o {output} and --format {form} do not agree; give one of them.")
@@ -129,6 +132,8 @@ def _path(store: Path, output: Path | None, name: str, form: str, alone: bool) -
     """Where a figure goes: the file that was named, into the folder, or next to the store."""
     if output is None:
         return store.with_name(f"{store.stem}.{form}" if alone else f"{store.stem}_{name}.{form}")
-    if output.suffix and not output.is_dir():
-        return output
-    return output / f"{name}.{form}"
+    return output if _is_file_name(output) else output / f"{name}.{form}"
+
+
+def _is_file_name(output: Path) -> bool:
+    return bool(output.suffix) and not os.path.isdir(output)

@@ -7,13 +7,17 @@ from typing import Annotated
 
 import typer
 
+from vlm_patching.commands.output import outside_store
+
 
 def report(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="A store that `run` has written.")],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The report; STORE with .html where not given.")
     ] = None,
-    metric: Annotated[str | None, typer.Option(help="What it opens with; the experiment's first one.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What it opens with; where not given, what its figures show.")
+    ] = None,
     pictures: Annotated[bool, typer.Option(help="Make the pairs anew, for their pictures and spans.")] = True,
 ) -> None:
     """Write a store as one HTML file: what was asked, found, on which pairs, and how to run it again."""
@@ -23,6 +27,8 @@ def report(
     import vlm_patching as vp
     from vlm_patching.errors import SpecError
 
+    if output is not None:
+        outside_store(output)
     ds = vp.load_results(store)
     output = output or store.with_name(store.name).with_suffix(".html")
     pairs, why = None, "the report was asked for without them (--no-pictures)"

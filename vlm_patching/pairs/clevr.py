@@ -67,14 +67,15 @@ class Scene:
     @classmethod
     def of(cls, row: Row) -> Scene:
         """A scene of the file of scenes; `BadRow` where it is none."""
+        things, relations = row.value("objects"), row.value("relationships")
         try:
-            things = row.value("objects")
-            relations = row.value("relationships")
             attributes = tuple(_thing(*(str(thing[name]) for name in ATTRIBUTES)) for thing in things)
             related = tuple(tuple(sum(1 << i for i in there) for there in relations[name]) for name in RELATIONS)
             places = array("f", (n for t in things for n in (*t["pixel_coords"][:3], t["3d_coords"][2])))
         except (KeyError, TypeError, IndexError, ValueError) as error:
-            raise row.bad("it is no scene of CLEVR", f": {error!r} (its objects or relationships)") from error
+            raise row.bad("it is no scene of CLEVR", f": {_said(error)} (its objects or relationships)") from error
+        if len(places) != 4 * len(attributes) or any(distance <= 0 for distance in places[2::4]):
+            raise row.bad("it is no scene of CLEVR", ": pixel_coords are x, y and the distance, which is above 0")
         having = tuple(sum(1 << i for i, thing in enumerate(attributes) if value in thing) for value in _VALUES)
         return cls(row.text("image_filename"), attributes, related, having, places)
 
@@ -146,17 +147,23 @@ _FUNCTIONS: Mapping[str, tuple[tuple[str, ...], str]] = {
 """Kind of function → what it takes, and what it gives; `equal_integer` takes numbers."""
 
 
+def _said(error: Exception) -> str:
+    """What a value was that could not be used."""
+    return f"{error} is missing, or no word of CLEVR's" if isinstance(error, KeyError) else str(error)
+
+
 def program_of(row: Row) -> tuple[Step, ...]:
     """The program of a question; `BadRow` where it is none."""
     steps: list[Step] = []
+    program = row.value("program")
     try:
-        for step in row.value("program"):
+        for step in program:
             name = step["function"] if "function" in step else step["type"]
             steps.append(Step.of(name, step["inputs"], "".join(step["value_inputs"]), steps))
         if _FUNCTIONS[steps[-1].kind][1] in ("set", "thing"):
             raise ValueError(f"its last function, {name}, gives no answer")
     except (AttributeError, KeyError, TypeError, IndexError, ValueError) as error:
-        raise row.bad("'program' is no program of CLEVR", f": {error!r}") from error
+        raise row.bad("'program' is no program of CLEVR", f": {_said(error)}") from error
     return tuple(steps)
 
 

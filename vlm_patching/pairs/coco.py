@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class CocoPictures:
         """The picture of a number; where there is none, where the release of 2014 has it."""
         for place, way in enumerate(self._ways):
             path = Path(way.format(number=number))
-            if path.exists():
+            if os.path.exists(path):  # of any name
                 if place:  # the next one is likely to be called the same
                     self._ways.insert(0, self._ways.pop(place))
                 return path

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from vlm_patching.errors import shown
 from vlm_patching.pairs.pair import Box
 from vlm_patching.pairs.reading.json_files import read_json_by_key
 from vlm_patching.pairs.reading.rows import BadRow, Row
@@ -165,7 +166,8 @@ def _steps(row: Row) -> list[tuple[str, str]]:
     try:
         found = [(str(step["operation"]), str(step["argument"])) for step in steps]
     except (TypeError, KeyError) as error:
-        raise row.bad("'semantic' is no program", f": {error!r}") from error
+        said = f": a list of objects with operation and argument is expected, not {shown(steps)}"
+        raise row.bad("'semantic' is no program", said) from error
     if not found or not all(name.strip() for name, _ in found):
         raise row.bad("'semantic' is no program")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import os
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,7 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
-from vlm_patching.errors import SpecError
+from vlm_patching.errors import SpecError, shown
 from vlm_patching.pairs.candidates import Choice, Dropped, Found, attempt
 from vlm_patching.pairs.collection import Pairs, told
 from vlm_patching.pairs.datasets import DATASETS, PairsSpec, pairs_keys
@@ -31,6 +32,7 @@ from vlm_patching.validation import Section, explain, parse_json, read_text
 
 ALIKE = "answer and foil mean nearly the same"
 NO_FILE = "an image does not exist"
+_LONGEST_NAME = 300
 BROKEN = "an image cannot be read"
 OUTSIDE = "a region is outside its image"
 TWICE = "an id is there twice"
@@ -299,8 +301,9 @@ def _key(seed: int, name: str) -> int:
 def _no_file(where: str, what: Pair | Choice) -> BadRow | None:
     """That a picture's file is missing, which can be seen without opening it."""
     for path in (path for picture in _pictures(what) for path in files_of(picture)):
-        if not path.exists():
-            return BadRow(where, NO_FILE, f"image {path} does not exist")
+        if not os.path.exists(path):  # which takes names that no file can have, too
+            name = str(path)
+            return BadRow(where, NO_FILE, f"image {name if len(name) <= _LONGEST_NAME else shown(name)} does not exist")
     return None
 
 

@@ -89,9 +89,9 @@ def opened(picture: Picture) -> Image.Image:
     SpecError
         A file that is missing, no picture, cut off, or of more than `MAX_PIXELS`.
     """
-    if isinstance(picture, Image.Image):
-        return _rgb(picture)
     try:
+        if isinstance(picture, Image.Image):
+            return _rgb(picture)
         if isinstance(picture, StoredPicture):
             return _rgb(ImageOps.exif_transpose(picture.read()))
         with Image.open(picture) as file:
@@ -118,10 +118,22 @@ def check_size(size: tuple[int, int], where: str) -> None:
 def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith(("I", "F")):  # 16 and 32 bits a pixel, which pillow would cut off at 255
         values = np.asarray(picture, dtype=np.float64)
-        top = 65_535 if picture.mode.startswith("I") else 1 if values.max(initial=0) <= 1 else 255
-        return Image.fromarray((255 * np.clip(values / top, 0, 1)).round().astype(np.uint8)).convert("RGB")
+        return Image.fromarray((255 / _white(values, picture.mode) * values).round().astype(np.uint8)).convert("RGB")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         ground = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(ground, picture).convert("RGB")
     return picture.convert("RGB")
+
+
+def _white(values: np.ndarray, mode: str) -> int:
+    """Which value is white: the least of the usual ones that none is above; 16 bits say it themselves."""
+    usual = (65_535,) if mode.startswith("I;16") else (255, 65_535) if mode == "I" else (1, 255, 65_535)
+    if not np.isfinite(values).all():
+        raise ValueError("a pixel is not a finite number")
+    least, most = values.min(initial=0), values.max(initial=0)
+    if least < 0 or most > usual[-1]:
+        raise ValueError(
+            f"its pixels are from {least:g} to {most:g}, so it does not say what is white; save it in 8 bits"
+        )
+    return next(white for white in usual if most <= white)

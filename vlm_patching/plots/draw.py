@@ -93,7 +93,7 @@ def draw(
     """
     specs = figures_of(ds, figure, {"metric": metric, **arguments}, other is not None)
     if figure is None and pairs is None:
-        specs = {name: spec for name, spec in specs.items() if not FIGURES[spec.figure].pictures}
+        specs = without_pictures(specs)
     drawn: dict[str, Figure] = {}
     try:
         for name, spec in specs.items():
@@ -103,6 +103,11 @@ def draw(
             plt.close(figure_)
         raise
     return drawn
+
+
+def without_pictures(specs: Mapping[str, FigureSpec]) -> dict[str, FigureSpec]:
+    """The figures that need no pairs."""
+    return {name: spec for name, spec in specs.items() if not FIGURES[spec.figure].pictures}
 
 
 def draw_one(
@@ -132,6 +137,20 @@ def draw_one(
         for number in set(plt.get_fignums()) - before:
             plt.close(number)
         raise
+
+
+def draw_each(
+    ds: xr.Dataset, specs: Mapping[str, FigureSpec], *, pairs: Sequence[Pair] | None = None
+) -> tuple[dict[str, Figure], str]:
+    """The figures that can be drawn, and a sentence on the others, empty where there is none."""
+    drawn: dict[str, Figure] = {}
+    failed: dict[str, list[str]] = {}
+    for name, spec in specs.items():
+        try:
+            drawn[name] = draw_one(ds, spec, pairs=pairs)
+        except SpecError as error:
+            failed.setdefault(str(error), []).append(name)
+    return drawn, " ".join(f"Not drawn: {', '.join(names)}. {why}" for why, names in failed.items())
 
 
 def figures_of(

@@ -11,7 +11,7 @@ from vlm_patching.analysis import effect, total_effect
 from vlm_patching.analysis.effects import mean_total
 from vlm_patching.pairs.pair import Box
 from vlm_patching.plots.labels import Labeller, effect_label
-from vlm_patching.plots.overlay import Pictures, headline, one_example, paint, painted
+from vlm_patching.plots.overlay import Pictures, headline, one_example, paint, painted, patch_boxes
 from vlm_patching.plots.panels import check_drawn, pick
 from vlm_patching.plots.style import Drawn, styled
 
@@ -79,6 +79,7 @@ def image(
     check_drawn(ds, "image")
     labeller = labeller or Labeller()
     one = one_example(ds, example)
+    patch_boxes(one)  # before any other choice is asked for
     values = effect(one, metric)
     if normalize:
         values = values / mean_total(total_effect(one, metric), metric)

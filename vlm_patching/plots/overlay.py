@@ -91,7 +91,7 @@ def painted(ds: xr.Dataset, prefix: str, values: Sequence[tuple[str, np.ndarray]
         No patch with a box, or none with a number.
     """
     one = ds.isel(example=0)
-    boxes = _boxes(one, prefix)
+    boxes = patch_boxes(ds, prefix)
     roles = one[f"{prefix}role"].values
     image, tile = (
         one[f"{prefix}{name}"].values if f"{prefix}{name}" in one.coords else np.zeros(len(boxes), dtype=int)
@@ -116,8 +116,9 @@ def painted(ds: xr.Dataset, prefix: str, values: Sequence[tuple[str, np.ndarray]
     return found
 
 
-def _boxes(one: xr.Dataset, prefix: str) -> np.ndarray:
-    """Box [patch, corner] in pixels, NaN for what is no single patch."""
+def patch_boxes(ds: xr.Dataset, prefix: str = "") -> np.ndarray:
+    """Box [patch, corner] of one example in pixels, NaN for what is no single patch; `SpecError` where none is one."""
+    one = ds.isel(example=0)
     if f"{prefix}box" not in one.coords:
         raise SpecError(
             f"This dataset says no boxes of patches ({prefix}box): sweep single patches, for example each:image."
@@ -127,6 +128,10 @@ def _boxes(one: xr.Dataset, prefix: str) -> np.ndarray:
     patch &= np.array([is_one_position(label) for label in labels])
     boxes = np.asarray(one[f"{prefix}box"].transpose(..., "corner").values, dtype=float)
     known = patch & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    if not known.any():
+        raise SpecError(
+            "None of this dataset's positions is a single patch: sweep them one by one, as each:image does."
+        )
     return np.where(known[:, None], boxes, np.nan)
 
 

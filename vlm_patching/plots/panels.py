@@ -53,8 +53,19 @@ def check_drawn(ds: xr.Dataset, figure: str) -> None:
 
 
 def suited(ds: xr.Dataset) -> list[str]:
-    """The figures that draw a dataset, by its method and dimensions; the one that it calls for first."""
+    """The figures that draw a dataset, by its method and dimensions; the one that it calls for first.
+
+    Raises
+    ------
+    SpecError
+        An evaluation, which is numbers and no map.
+    """
     method = str(ds.attrs.get("method", "patch"))
+    if method == "evaluate":
+        raise SpecError(
+            "No figure draws an evaluation, which swept nothing: `vp.analysis.accuracy(ds)` has its numbers, and "
+            "`vlm-patching report` writes them as a page."
+        )
     if method == "diagnose":
         return ["corruptions"]
     if method == "attention":

@@ -6,6 +6,7 @@ Nothing here changes matplotlib's global settings: they hold inside of a plot fu
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -232,10 +233,18 @@ def save(drawn: Figure | Drawn, path: str | Path, dpi: float = 200) -> Path:
     kind = path.suffix.lower().removeprefix(".")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with mpl.rc_context(_FILES):
+        with mpl.rc_context(_FILES), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             figure.savefig(path, dpi=dpi, metadata=unstamped.get(kind))
     except OSError as error:
         raise SpecError(f"The figure could not be written to {path}: {error}.") from error
+    for warning in {str(each.message): each for each in caught if not str(each.message).startswith("Glyph")}.values():
+        warnings.warn(warning.message, warning.category, stacklevel=2)
+    if any(str(each.message).startswith("Glyph") for each in caught):
+        warnings.warn(
+            f"{path} has boxes in the place of characters that the font {mpl.rcParams['font.sans-serif'][0]} lacks.",
+            stacklevel=2,
+        )
     return path
 
 

@@ -16,7 +16,7 @@ from vlm_patching.metrics import METRICS
 from vlm_patching.pairs import Pair
 from vlm_patching.reports.asked import asked, measured, method_words
 from vlm_patching.reports.examples import examples
-from vlm_patching.reports.figures import axis_names, static_figures
+from vlm_patching.reports.figures import axis_names, opening_metric, static_figures
 from vlm_patching.reports.looks import looks
 from vlm_patching.reports.maps import maps, named, strongest
 from vlm_patching.reports.packing import number, shown
@@ -48,9 +48,9 @@ def content(
     links = album.links(PICTURE_ROOM)
     missing = links.count("")
     left_out = dropped(ds)
-    found = _first(quantities(ds), metric or graph.metrics[0]) if left_out["kept"] else []
-    drawn = static_figures(ds, metric, list(pairs.values()) or None) if found else ([], "")
-    figures, why_no_figures = drawn
+    opening = metric or opening_metric(ds) or graph.metrics[0]
+    found = _first(quantities(ds), opening) if left_out["kept"] else []
+    figures, not_drawn = static_figures(ds, metric, list(pairs.values()) or None) if found else ([], "")
     short, long = provenance(ds)
     pictures = [{"link": link, "size": size} for link, size in zip(links, album.sizes, strict=True)]
     return {
@@ -68,7 +68,7 @@ def content(
         "accuracy": _accuracy(ds),
         "strongest": _strongest(ds, found),
         "figures": figures,
-        "why_no_figures": why_no_figures,
+        "not_drawn": not_drawn,
         "checks": checks(ds),
         "dropped": left_out,
         "provenance": short,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-from vlm_patching.errors import SpecError
 from vlm_patching.pairs import Pair
 
 DPI = 130
@@ -30,16 +29,21 @@ def axis_names(ds: xr.Dataset) -> list[str]:
     return position_labels(ds)
 
 
+def opening_metric(ds: xr.Dataset) -> str | None:
+    """The metric of the first figure that the experiment names one for."""
+    from vlm_patching.plots.draw import figures_of
+
+    return next((spec.metric for spec in figures_of(ds).values() if spec.metric is not None), None)
+
+
 def static_figures(ds: xr.Dataset, metric: str | None, pairs: Sequence[Pair] | None) -> tuple[list[StaticFigure], str]:
-    """The figures that a dataset calls for, and, where `plot.draw` refuses to draw them, why."""
+    """The figures that a dataset calls for, and a sentence on those that cannot be drawn."""
     import matplotlib.pyplot as plt
 
-    from vlm_patching.plots import draw
+    from vlm_patching.plots.draw import draw_each, figures_of, without_pictures
 
-    try:
-        drawn = draw(ds, metric, pairs=pairs)
-    except SpecError as error:
-        return [], str(error)
+    specs = figures_of(ds, changes={"metric": metric})
+    drawn, why = draw_each(ds, without_pictures(specs) if pairs is None else specs, pairs=pairs)
     found = []
     for name, figure in drawn.items():
         content = io.BytesIO()
@@ -47,4 +51,4 @@ def static_figures(ds: xr.Dataset, metric: str | None, pairs: Sequence[Pair] | N
         plt.close(figure)
         link = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
         found.append(StaticFigure(name, link))
-    return found, ""
+    return found, why

@@ -73,7 +73,7 @@ def report(
         The pairs that were run, for their pictures and spans: `vp.rebuild_pairs(ds)` makes them anew. The dataset has
         none; without them the report says so and leaves pictures out.
     metric
-        What the page opens with; the experiment's first one where not given.
+        What the page opens with; where not given, what the experiment's figures show, else its first metric.
     without_pictures
         Why there are no pairs, for the sentence in the report.
 

@@ -101,7 +101,7 @@ class YesNoSpec(FilesSpec):
     @classmethod
     def _words_differ(cls, words: tuple[str, str]) -> tuple[str, str]:
         if not all(word.strip() for word in words) or words[0].casefold() == words[1].casefold():
-            raise ValueError("is two words, what yes and what no is called, that differ.")
+            raise ValueError("must be two words that differ: what yes and what no is called")
         return words
 
 

@@ -68,7 +68,12 @@ def candidates(spec: Cooco) -> Iterator[Found]:
     path = spec.folder / "COOCO_data_new.json"
     cleans: dict[tuple[str, str], tuple[str, Row]] = {}
     for name, row in read_json_by_key(path):
-        if isinstance(row, Row) and _kind(name, row) == spec.clean and row.values.get("excluded") is not True:
+        if isinstance(row, BadRow) or _kind(name, row) != spec.clean:
+            continue  # what is bad is found again below
+        excluded = attempt(partial(_is_excluded, row), row.where)
+        if isinstance(excluded, BadRow):
+            yield Found(row.where, excluded)
+        elif not excluded:
             kept = Row(row.where, {"target_bbox": row.values.get("target_bbox")})
             cleans.setdefault((_number(name), _word(str(row.values.get("target")))), (name, kept))
     if not cleans:
@@ -85,6 +90,11 @@ def _kind(name: str, row: Row) -> str:
     ending = re.search(rf"_({'|'.join(_NOT_SWAPPED)})\.\w+$", name)
     level = str(row.values.get("rel_level"))
     return ending[1] if ending else _SPELLED.get(level, level)
+
+
+def _is_excluded(row: Row) -> bool:
+    """Whether a model did not find the object; of pictures in which none was swapped not all say it."""
+    return "excluded" in row.values and row.flag("excluded")
 
 
 def _number(name: str) -> str:

@@ -18,6 +18,7 @@ Held in memory: of every image its name, and of every positive its expression, o
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ def _question(
 def _negative(folder: Path, name: str) -> Path:
     """Where a negative image is; in the last folder that it may be in, where it is in none."""
     places = [folder / inside / name for inside in _NEGATIVES]
-    return next((place for place in places if place.is_file()), places[-1])
+    return next((place for place in places if os.path.isfile(place)), places[-1])  # of any name
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from vlm_patching.errors import SpecError
+from vlm_patching.errors import SpecError, shown
 from vlm_patching.pairs.candidates import Candidate, Dropped, Found, attempt, each, with_suffix
 from vlm_patching.pairs.datasets.base import FileName, QuestionsSpec
 from vlm_patching.pairs.pair import Pair, Prompt
@@ -211,7 +211,8 @@ def _of_ok_vqa(spec: VqaConstraints) -> Answers:
             given = Counter(str(said["answer"]) for said in row.value("answers"))
             (word, count), *_ = sorted(given.items(), key=lambda item: (-item[1], item[0]))
         except (TypeError, KeyError, ValueError) as error:
-            raise row.bad("'answers' are no answers", f": {error!r}") from error
+            said = f": a list of objects with an answer is expected, not {shown(row.value('answers'))}"
+            raise row.bad("'answers' are no answers", said) from error
         place = asked.get(row.whole("question_id"))
         if place is not None:
             answered = _Answer(word, _beginning(place[1]), frozenset(given))

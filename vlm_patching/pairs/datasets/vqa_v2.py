@@ -25,6 +25,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from vlm_patching.errors import shown
 from vlm_patching.pairs.candidates import Candidate, Dropped, Found, attempt, each, with_suffix
 from vlm_patching.pairs.coco import CocoPictures
 from vlm_patching.pairs.datasets.base import QuestionsSpec
@@ -100,8 +101,10 @@ def candidates(spec: VqaV2) -> Iterator[Found]:
                 raise question
             if isinstance(question, str):
                 return Dropped(question)
-            if question is None or not question.text:
-                raise row.bad("a question of it is in no other file", f": {number}")
+            if question is None:
+                raise row.bad("a question of it has no annotation", f": {number}")
+            if not question.text:
+                raise row.bad("a question of it has no text", f": {number} is not among the questions")
             both.append(question)
         clean, corrupted = both
         return _pair(spec, name, clean, corrupted, pictures)
@@ -144,7 +147,8 @@ def _annotated(row: Row) -> tuple[int, _Answers, int]:
     try:
         given = Counter(said["answer"] for said in row.value("answers"))
     except (TypeError, KeyError) as error:
-        raise row.bad("'answers' are no answers", f": {error!r}") from error
+        said = f": a list of objects with an answer is expected, not {shown(row.value('answers'))}"
+        raise row.bad("'answers' are no answers", said) from error
     accepted = tuple(sorted(str(word) for word, count in given.items() if count >= ACCEPTED))
     return picture, _Answers(kind, answer, accepted), given[answer]
 

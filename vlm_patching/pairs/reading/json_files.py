@@ -13,6 +13,8 @@ from vlm_patching.pairs.reading.lines import BOM, Lines, first_not_utf8, open_fi
 from vlm_patching.pairs.reading.rows import BadRow, Row
 from vlm_patching.validation import parse_json
 
+_KINDS = {"start_map": "an object", "start_array": "a list", "null": "null"}
+
 
 def read_json_lines(path: Path) -> Iterator[Row | BadRow]:
     """The objects of a file that has one a line; `BadRow` for a line that holds none. Empty lines are left out."""
@@ -112,7 +114,7 @@ class _Entries:
                 raise self._explained(error) from error
         if found < 0:
             place = inside.removesuffix("item").removesuffix(".")
-            raise SpecError(f"{self._path} has nothing {f'at {place!r}' if place else 'in it'}.{self._known(place)}")
+            raise self._without(place, "a list" if inside.endswith("item") else "an object")
 
     def read(self, size: int) -> bytes:
         """At most one line (ijson calls this)."""
@@ -133,10 +135,22 @@ class _Entries:
         said = str(error).split("\n")[0].removeprefix("parse error: ").removeprefix("lexical error: ")
         return SpecError(f"{self._path}, line {self._line} is not JSON: {said.rstrip('.')}.")
 
-    def _known(self, place: str) -> str:
-        if not place:
-            return ""
+    def _without(self, place: str, wanted: str) -> SpecError:
+        """What a file holds instead of entries at a place."""
+        there: dict[str, str] = {}  # the whole and the place → what is there
+        keys = []
         with open_file(self._path) as file:
             self._file = file
-            keys = [value for prefix, event, value in ijson.parse(self) if prefix == "" and event == "map_key"]
-        return f"{nearest(place, keys)} It has {', '.join(keys) or 'no keys'}."
+            for prefix, event, value in ijson.parse(self):
+                if prefix in ("", place) and not event.startswith(("end", "map_key")):
+                    there.setdefault(prefix, _KINDS.get(event, f"{value!r}"))
+                if prefix == "" and event == "map_key":
+                    keys.append(value)
+        at = f"at {place!r}" if place else "in it"
+        if place in there:
+            if there[place] == wanted:
+                return SpecError(f"{self._path} has nothing {at}: {wanted} without entries.")
+            return SpecError(f"{self._path} has {there[place]} {at}, where {wanted} is expected.")
+        if there[""] != "an object":
+            return SpecError(f"{self._path} is {there['']}, where an object with the key {place!r} is expected.")
+        return SpecError(f"{self._path} has nothing {at}.{nearest(place, keys)} It has {', '.join(keys) or 'no keys'}.")

@@ -49,7 +49,7 @@ class Lines:
 
 
 def read_side_by_side(files: Mapping[str, Path]) -> Iterator[Row]:
-    """Text files of which the lines of one number belong together: name → line of that file.
+    """Text files of a folder, of which the lines of one number belong together: name → line of that file.
 
     Raises
     ------
@@ -57,6 +57,7 @@ def read_side_by_side(files: Mapping[str, Path]) -> Iterator[Row]:
         No file, bytes that are not UTF-8, or one that ends before the others.
     """
     lines = {name: Lines(path) for name, path in files.items()}
+    folder, names = next(iter(files.values())).parent, ", ".join(path.name for path in files.values())
     while True:
         row = {name: next(each, None) for name, each in lines.items()}
         if all(line is None for line in row.values()):
@@ -69,9 +70,7 @@ def read_side_by_side(files: Mapping[str, Path]) -> Iterator[Row]:
                     f"{files[name]} ends at line {number - 1}, before {longer}: the lines of one number belong "
                     "together, so one of the files is cut off."
                 )
-        yield Row(
-            f"{next(iter(files.values()))}, line {number}", {n: str(line).rstrip("\r\n") for n, line in row.items()}
-        )
+        yield Row(f"{folder}, line {number} of {names}", {n: str(line).rstrip("\r\n") for n, line in row.items()})
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -81,7 +80,9 @@ def open_file(path: Path) -> BinaryIO:
     except FileNotFoundError as error:
         there = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         missing = "" if path.parent.is_dir() else f": there is no folder {path.parent}"
-        raise SpecError(f"{path} does not exist (in {Path.cwd()}){missing}.{nearest(path.name, there)}") from error
+        raise SpecError(
+            f"{path} does not exist (in {Path.cwd()}){missing}.{nearest(path.name, there, 0.85)}"
+        ) from error
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}.") from error
 

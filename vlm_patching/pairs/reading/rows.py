@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vlm_patching.errors import SpecError, nearest, shown
 from vlm_patching.pairs.pair import Box
+
+_FARTHEST = 1e9
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 class BadRow(SpecError):
@@ -28,7 +31,8 @@ class BadRow(SpecError):
 
     def __init__(self, where: str, reason: str, told: object = None) -> None:
         said = str(told or reason).rstrip(".")
-        super().__init__(f"{said if said.startswith(where) else f'{where}: {said}'}.", reason)
+        whole = said if said.startswith(where) else f"{where}: {said}"
+        super().__init__(whole if whole.endswith("?") else f"{whole}.", reason)
         self.where = where
 
 
@@ -77,23 +81,28 @@ class Row:
         return tuple(Row(self.where, {f"{key}[{i}]": value}).text(f"{key}[{i}]") for i, value in enumerate(values))
 
     def box(self, key: str, size: tuple[int, int] | None = None) -> Box:
-        """A box, x, y, width, height there, as x0, y0, x1, y1 in whole pixels; cut off at the edges of a size."""
+        """A box, x, y, width, height there, as x0, y0, x1, y1 in whole pixels, of an image.
+
+        Where its size is given, what is outside is cut off; else a box that is partly outside is refused.
+        """
         values = self.value(key)
         numbers: list[Any] = values if isinstance(values, list) else []
-        if len(numbers) != 4 or not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+        if len(numbers) != 4 or not all(type(n) in (int, float) and abs(n) <= _FARTHEST for n in numbers):
             raise self.bad(f"{key!r} is no box of x, y, width, height", f" but {shown(values)}")
         x, y, width, height = numbers
-        ends = (math.inf, math.inf) if size is None else size
-        x0, y0 = max(0, round(x)), max(0, round(y))
-        x1, y1 = min(round(x + width), ends[0]), min(round(y + height), ends[1])
+        x0, y0, x1, y1 = round(x), round(y), round(x + width), round(y + height)
+        if size is not None:
+            x0, y0, x1, y1 = max(0, x0), max(0, y0), min(x1, size[0]), min(y1, size[1])
+        elif x0 < 0 or y0 < 0:
+            raise self.bad(f"{key!r} begins outside its image", f": {shown(values)}")
         if x1 <= x0 or y1 <= y0:
             raise self.bad(f"{key!r} is an empty box", f": {shown(values)}")
-        return x0, y0, int(x1), int(y1)
+        return x0, y0, x1, y1
 
     def whole(self, key: str) -> int:
         """A whole number."""
         value = self.value(key)
-        if isinstance(value, str) and value.strip().lstrip("+-").isascii() and value.strip().lstrip("+-").isdigit():
+        if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
             value = int(value)
         if type(value) is not int:
             raise self.bad(f"{key!r} is no whole number", f" but {shown(value)}")
