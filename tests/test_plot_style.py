@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from itertools import pairwise
@@ -87,6 +90,20 @@ def test_no_global_setting_is_changed(ds: xr.Dataset, tmp_path: Path) -> None:
         vp.plot.save(vp.plot.heatmap(ds), tmp_path / "a.svg")
         vp.plot.lines(ds, position=["subject", "group_0"])
     assert dict(mpl.rcParams) == before
+
+
+def test_a_notebook_whose_first_figure_is_ours_stays_interactive() -> None:
+    script = """
+import matplotlib as mpl
+from IPython.core.interactiveshell import InteractiveShell
+from vlm_patching.plots.style import canvas, styled
+InteractiveShell.instance()
+styled(lambda: canvas(1, 1, 2, 2))()
+print(mpl.is_interactive())
+"""
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "True"
 
 
 def test_matplotlibs_own_size_of_letters_holds_on_a_screen(ds: xr.Dataset) -> None:

@@ -134,11 +134,34 @@ def test_a_broken_file_of_a_store_is_named_and_without_it_only_that_example_runs
     _assert_bitwise_equal(vp.run(experiment, model=model, store=store, progress=False), wanted)
 
 
+@pytest.mark.parametrize("array", ["probability", "probability_corrupted", "said_clean", "kept"])
+def test_an_example_that_has_lost_a_file_runs_again_and_is_missed_until_then(tmp_path: Path, array: str) -> None:
+    spec = {**SPEC, "pairs": {**SPEC["pairs"], "n": 12, "keep": "clean_correct_corrupted_wrong"}}  # type: ignore[dict-item]
+    spec["corruption"] = {"kind": "gaussian_noise", "k": 0.7, "draws": 2}
+    model, experiment, store = vp.load_model("shapes-llava"), vp.Experiment.from_dict(spec), tmp_path / "s.zarr"
+    wanted = vp.run(experiment, model=model, store=store, progress=False)
+    kept, dropped = (np.flatnonzero((wanted["kept"] == "kept") == is_kept).tolist() for is_kept in (True, False))
+    for number, index in enumerate((kept[0], dropped[0]), 1):
+        (file,) = [path for path in [store / array / "c" / str(index)] if path.is_file()] or [
+            path for path in (store / array / "c" / str(index)).rglob("*") if path.is_file()
+        ]
+        file.unlink()
+        if array != "kept":
+            message = refusal(lambda: vp.load_results(store))
+            says(message, f"lost files of {number} of its 12", f"{array} of example", "The same run, on this store")
+    _assert_bitwise_equal(vp.run(experiment, model=model, store=store, progress=False), wanted)
+    _assert_bitwise_equal(vp.load_results(store), wanted)
+
+
 def test_a_store_that_has_lost_an_array_is_refused(tmp_path: Path) -> None:
     experiment, store = _experiment(), tmp_path / "s.zarr"
     vp.run(experiment, store=store, progress=False)
     shutil.rmtree(store / "kept")
     says(refusal(lambda: vp.load_results(store)), "not whole", "its array kept")
+    other = tmp_path / "t.zarr"
+    vp.run(experiment, store=other, progress=False)
+    shutil.rmtree(other / "probability")
+    says(refusal(lambda: vp.run(experiment, store=other, progress=False)), "not whole", "its array probability")
 
 
 def test_what_does_not_decide_the_numbers_is_no_difference_of_two_experiments(tmp_path: Path) -> None:

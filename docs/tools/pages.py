@@ -58,6 +58,7 @@ def expanded(nav: list[Any]) -> list[Any]:
 def _moved(markdown: str, source: str) -> str:
     """A file of the repository, its links to pages of the site bent to where these are now."""
     pages = {file: page for page, file in ELSEWHERE.items()}
+    pages |= {f"docs/tutorials/{source.name}": f"tutorials/{source.stem}.md" for source in tutorials.sources()}
     base = Path(source).parent
 
     def bent(match: re.Match[str]) -> str:

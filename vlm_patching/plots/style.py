@@ -168,6 +168,7 @@ def _each(drawn: Drawn) -> list[Axes]:
 @contextmanager
 def plain_letters() -> Iterator[None]:
     """Dollar signs are dollar signs, in texts out of a dataset: no formula begins with one."""
+    plt.draw_if_interactive()  # loads the backend: a notebook's turns interactive as it is loaded, which is to stay
     with mpl.rc_context({"text.parse_math": False}):
         yield
 

@@ -85,7 +85,9 @@ class StoreAttributes:
 class ZarrStore(StoreAttributes):
     """A zarr folder that takes one example at a time.
 
-    An example's arrays are written first and its `kept` label last, so a label is there only where the arrays are.
+    An example's arrays are written first and its `kept` label last, so a label is there only where the arrays are. All
+    of them are written, those that are nothing but NaN too: an example one of whose files is missing has lost it, as
+    where a copy of the store was cut off, and runs again.
 
     Parameters
     ----------
@@ -107,6 +109,10 @@ class ZarrStore(StoreAttributes):
         else:
             self._create(blank)
         self._count = blank.sizes["example"]
+        lost = [str(name) for name in blank.variables if name not in self._arrays]
+        if lost:
+            raise SpecError(f"The store {self.path} is not whole: it has lost its array {lost[0]}. Name another one.")
+        self._written = _written_names(blank)
 
     def _create(self, blank: xr.Dataset) -> None:
         part = self.path.with_name(f"{self.path.name}.part-{os.getpid()}")
@@ -125,18 +131,20 @@ class ZarrStore(StoreAttributes):
 
     @cached_property
     def _arrays(self) -> dict[str, zarr.Array]:
-        return dict(zarr.open_group(self.path, mode="r+").arrays())
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            return dict(zarr.open_group(self.path, mode="r+").arrays())
 
     def done(self) -> list[bool]:
         """Which examples are written."""
-        return [str(kept) != NOT_RUN for kept in np.asarray(self._arrays["kept"][:])]
+        lost = _lost(self.path, self._written)
+        return [str(kept) != NOT_RUN and i not in lost for i, kept in enumerate(np.asarray(self._arrays[KEPT][:]))]
 
     def write(self, index: int, values: Mapping[str, Any], kept: str) -> None:
         """Write one example's arrays, then its label; `RunError` (and nothing lost) where the disk does not take it."""
         try:
             for name, array in values.items():
                 self._arrays[name][index] = array
-            self._arrays["kept"][index] = kept
+            self._arrays[KEPT][index] = kept
         except OSError as error:
             written = sum(self.done())
             raise RunError(
@@ -147,6 +155,23 @@ class ZarrStore(StoreAttributes):
     def load(self) -> xr.Dataset:
         """The dataset as it now is, in memory."""
         return load_results(self.path)
+
+
+def _written_names(ds: xr.Dataset) -> dict[str, int]:
+    """The arrays that have a file for every example that has run, and how many dimensions each has."""
+    names = [*ds.data_vars, *(name for name in WRITTEN_LABELS if name in ds.coords)]
+    return {str(name): ds[name].ndim for name in names}
+
+
+def _lost(path: Path, names: Mapping[str, int]) -> dict[int, str]:
+    """Examples that were written, and have lost a file since: number → which array's."""
+    lost: dict[int, str] = {}
+    ran = np.asarray(zarr.open_array(path / KEPT, mode="r")[:]) != NOT_RUN
+    for name, dimensions in names.items():
+        for index in np.flatnonzero(ran).tolist():
+            if not path.joinpath(name, "c", str(index), *["0"] * (dimensions - 1)).is_file():
+                lost.setdefault(index, name)
+    return lost
 
 
 def load_results(path: str | Path) -> xr.Dataset:
@@ -160,9 +185,23 @@ def load_results(path: str | Path) -> xr.Dataset:
     Raises
     ------
     SpecError
-        There is none, or it is not of a run.
+        There is none, it is not of a run, or it has lost what a run had written.
     """
     path = Path(path)
+    loaded = _read(path)
+    lost = _lost(path, _written_names(loaded))
+    if lost:
+        index, name = min(lost.items())
+        raise SpecError(
+            f"The store {path} has lost files of {len(lost)} of its {loaded.sizes['example']} examples, such as "
+            f"{name} of example {index} ({str(loaded['example'].values[index])!r}): a copy that was cut off, perhaps. "
+            "The same run, on this store, goes on with these; the others are whole."
+        )
+    return loaded
+
+
+def _read(path: Path) -> xr.Dataset:
+    """A store's dataset, as it is."""
     if not path.exists():
         raise SpecError(f"Store {path} does not exist.")
     try:
@@ -215,7 +254,7 @@ def _metric_first(name: Any) -> tuple[str, str]:
 
 def check_resumable(path: str | Path, attributes: Mapping[str, Any]) -> None:
     """Refuse a store that is not of this experiment, or not of these weights; says what differs."""
-    found = load_results(path).attrs
+    found = _read(Path(path)).attrs
     if found["experiment_id"] != attributes["experiment_id"]:
         raise SpecError(
             f"Store {path} belongs to another experiment (id {found['experiment_id']}, this one is "
