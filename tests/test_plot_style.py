@@ -98,7 +98,7 @@ import matplotlib as mpl
 from IPython.core.interactiveshell import InteractiveShell
 from vlm_patching.plots.style import canvas, styled
 InteractiveShell.instance()
-styled(lambda: canvas(1, 1, 2, 2))()
+styled(lambda: canvas(1, 1, 2, 2)[1][0])()
 print(mpl.is_interactive())
 """
     environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
@@ -238,3 +238,28 @@ def test_letters_that_the_font_lacks_are_told_of_once(tmp_path: Path) -> None:
     assert [str(each.message) for each in told] == [
         f"{tmp_path / 'a.png'} has boxes in the place of characters that the font DejaVu Sans lacks."
     ]
+
+
+def test_a_figure_with_panels_side_by_side_is_refused_in_a_column_that_is_too_narrow(ds: xr.Dataset) -> None:
+    other = ds.assign(probability=ds["probability"] ** 2)
+    with vp.plot.style("double"):
+        assert vp.plot.compare(ds, other)[0].get_figure().get_figwidth() == 7
+    with vp.plot.style("single"), pytest.raises(vp.SpecError, match=r"compare has its panels .*double has 7"):
+        vp.plot.compare(ds, other)
+
+
+@pytest.mark.parametrize("width", ["single", "double", "screen"])
+def test_the_label_below_single_examples_is_inside_the_figure(ds: xr.Dataset, width: str) -> None:
+    with vp.plot.style(width):
+        ax = vp.plot.distribution(ds, normalize=True)
+    figure = ax.get_figure()
+    figure.draw_without_rendering()
+    box = ax.xaxis.label.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+
+
+def test_cells_of_fewer_pairs_than_others_are_told_of(ds: xr.Dataset) -> None:
+    ds["probability"][0, :, :, 8] = np.nan
+    assert "cells of 3 to 4 pairs" in vp.plot.heatmap(ds)[0].get_figure().get_suptitle()
+    ds["kept"][1:3] = ""
+    assert "2 of 4 pairs (2 not run yet)" in vp.plot.heatmap(ds)[0].get_figure().get_suptitle().replace("\n", " ")

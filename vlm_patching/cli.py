@@ -121,9 +121,9 @@ def evaluate(
 ) -> None:
     """Say how often the model is right on an experiment's pairs, before anything is swept.
 
-    A row for all pairs and one for each kind of question: how many there are, how many are kept, the share of right
-    answers with its 95 % interval, and how many answers the corruption changes. An evaluation that was cut off goes on
-    where it stopped.
+    A row for all pairs and one for each kind of question: how many there are, the share of right answers with its 95 %
+    interval, and how many of those the corruption changes; below it how many are kept. An evaluation that was cut off
+    goes on where it stopped.
     """
     import vlm_patching as vp
     from vlm_patching.commands.evaluate import report

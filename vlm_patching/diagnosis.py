@@ -78,7 +78,7 @@ def diagnose(
     check_inputs(inputs)
     if corruptions is None:
         if experiment.corruption is None:
-            raise SpecError(f"{experiment.name} has no corruption: give corruptions=[...], sections as in a spec.")
+            raise SpecError(f"{experiment.name} has no corruption: name some (corruptions=[...], --corruption).")
         corruptions = [experiment.corruption.model_dump(mode="json", exclude_none=True)]
     sections = [{"kind": each} if isinstance(each, str) else each for each in corruptions]
     if not sections:

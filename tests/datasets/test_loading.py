@@ -189,6 +189,18 @@ def spec(folder: Path, **options: Any) -> Any:
     return kind.model_validate({"dataset": "svo_probes", "path": str(folder), **options})
 
 
+@pytest.mark.parametrize("dataset", ["visual_jenga", "fer2013", "iconqa", "gqa", "folder"])
+def test_a_place_that_cannot_be_looked_at_is_refused(dataset: str) -> None:
+    says(refusal(lambda: vp.load_pairs(dataset, path="x" * 300)), "xxx", "File name too long")
+
+
+def test_ids_of_no_pair_are_told_of(folder: Path, tmp_path: Path) -> None:
+    pairs = vp.load_pairs("svo_probes", path=folder, n=4)
+    (tmp_path / "ids.json").write_text(json.dumps([pairs[0].id, "zzz"]))
+    with pytest.warns(UserWarning, match="lists 2 ids, and 1 of them are of none of the 4 pairs, such as 'zzz'"):
+        assert len(vp.load_pairs("svo_probes", path=folder, n=4, ids=str(tmp_path / "ids.json"))) == 1
+
+
 def test_a_bad_row_says_where_once() -> None:
     assert str(BadRow("a.csv, line 3", "empty", "a.csv, line 3: it is empty.")) == "a.csv, line 3: it is empty."
     assert str(BadRow("a.csv, line 3", "it is empty")) == "a.csv, line 3: it is empty."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import xarray as xr
@@ -26,7 +27,8 @@ def _row(by: str, name: str, counts: xr.Dataset) -> dict[str, Any]:
 
 
 def _in_percent(row: dict[str, Any]) -> dict[str, Any]:
-    percent = {key: f"{100 * row[key]:.1f} %" for key in ("accuracy", "lower", "upper", "flipped") if key in row}
+    numbers = {key: row[key] for key in ("accuracy", "lower", "upper", "flipped") if key in row}
+    percent = {key: "none to flip" if math.isnan(n) else f"{100 * n:.1f} %" for key, n in numbers.items()}
     interval = {"95 % interval": f"{percent.pop('lower')} to {percent.pop('upper')}"}
     flipped = {"flipped when corrupted": percent.pop("flipped")} if "flipped" in percent else {}
     return {key: value for key, value in row.items() if isinstance(value, str | int)} | percent | interval | flipped

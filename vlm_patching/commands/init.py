@@ -35,7 +35,8 @@ def init(
 ) -> None:
     """Write a spec that runs as it is, with every option, what it means, its default and what is allowed.
 
-    Sites and positions are chosen that the model has; its configuration is read for it, not its weights.
+    Of a dataset of files it runs once it says where they are. Sites and positions are chosen that the model
+    has; its configuration is read for it, not its weights.
     """
     import vlm_patching as vp
     from vlm_patching.errors import SpecError
@@ -57,4 +58,5 @@ def init(
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise SpecError(f"The spec could not be written to {path}: {error}.") from error
-    print(f"{path}. To run it: vlm-patching run {path}")
+    first = "say where its files are (path/to/...), then " if "path/to/" in text else ""
+    print(f"{path}. To run it: {first}vlm-patching run {path}")

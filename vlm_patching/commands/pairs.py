@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from click.shell_completion import CompletionItem
 from typer.core import TyperGroup
 
+from vlm_patching.commands import completion
 from vlm_patching.commands.output import AsJson, Changes, Family, Spec, parse_changes, show
 from vlm_patching.errors import RunError, SpecError, unknown
 
@@ -24,6 +26,10 @@ class _ShowByDefault(TyperGroup):
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = ["show", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        specs = [CompletionItem(name) for name in completion.specs(incomplete)]
+        return [*super().shell_complete(ctx, incomplete), *specs]
 
 
 app = typer.Typer(

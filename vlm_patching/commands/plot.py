@@ -96,7 +96,7 @@ def plot(
     failed: dict[str, list[str]] = {}
     with vp.plot.style(width, title=title):
         for name, spec in specs.items():
-            path = _path(store, output, name, form or "png", alone=len(specs) == 1)
+            path = _path(store, output, name, form or "png")
             try:
                 pairs = vp.rebuild_pairs(ds) if FIGURES[spec.figure].pictures else None
                 drawn = draw_one(ds, spec, pairs=pairs, other=compared)
@@ -128,10 +128,10 @@ def figures(as_json: AsJson = False) -> None:
     show(rows, as_json, ("name", "shows", "of", "arguments"))
 
 
-def _path(store: Path, output: Path | None, name: str, form: str, alone: bool) -> Path:
+def _path(store: Path, output: Path | None, name: str, form: str) -> Path:
     """Where a figure goes: the file that was named, into the folder, or next to the store."""
     if output is None:
-        return store.with_name(f"{store.stem}.{form}" if alone else f"{store.stem}_{name}.{form}")
+        return store.with_name(f"{store.stem}_{name}.{form}")
     return output if _is_file_name(output) else output / f"{name}.{form}"
 
 

@@ -36,6 +36,11 @@ def report(
         try:
             pairs = vp.rebuild_pairs(ds)
         except SpecError as error:
+            if output.exists():
+                raise SpecError(
+                    f"{output} is there already, and a new one would have no pictures, as the pairs cannot be made "
+                    f"anew: {error} Name another file by -o, or replace it with --no-pictures."
+                ) from error
             why = f"the pairs could not be made anew. {str(error).rstrip('.')}"
     made = vp.report(ds, output, pairs, metric=metric, without_pictures=why)
     print(f"{made.path}: {len(made.html.encode()) / 1e6:.1f} MB" + ("" if pairs else f", without pictures: {why}."))

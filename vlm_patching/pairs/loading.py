@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
+import warnings
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil, floor
@@ -87,26 +88,41 @@ def load_pairs(dataset: str, n: int | None = None, seed: int = 0, **options: Any
 
 def load(spec: DatasetSpec) -> Pairs:
     """Pairs as the section of a spec says. Every picture of them has been opened once, and is not kept."""
-    return _listed(spec, lambda: _chosen(spec, _Pictures()))
+    return _listed(spec, _Pictures())
 
 
 def load_unopened(spec: DatasetSpec) -> Pairs:
     """The same, without having opened a picture."""
-    return _listed(spec, lambda: _chosen(spec, None))
+    return _listed(spec, None)
 
 
-def _listed(spec: DatasetSpec, choose: Callable[[], Pairs]) -> Pairs:
+def _readable(spec: DatasetSpec, pictures: _Pictures | None) -> Pairs:
+    """The pairs that are drawn, of files that may be read."""
+    try:
+        return _chosen(spec, pictures)
+    except OSError as error:  # of folders: datasets' files and pictures are opened where what is wrong is told
+        raise SpecError(f"pairs: {error.filename} cannot be read: {error.strerror}.") from error
+
+
+def _listed(spec: DatasetSpec, pictures: _Pictures | None) -> Pairs:
     """Those of the pairs whose ids are in the file that the section names; all where it names none."""
     if spec.ids is None:
-        return choose()
+        return _readable(spec, pictures)
     wanted = _ids(Path(spec.ids))
-    chosen = choose()
+    chosen = _readable(spec, pictures)
     there = [pair for pair in chosen if pair.id in wanted]
     if not there:
         raise SpecError(
             f"pairs.ids: {spec.ids} lists {len(wanted)} ids, such as {next(iter(wanted))!r}, and none of the "
             f"{len(chosen)} pairs has one of them; theirs are such as {chosen[0].id!r}. They are those of the dataset, "
             "n and seed that were evaluated."
+        )
+    absent = list(wanted.keys() - {pair.id for pair in there})
+    if absent:
+        warnings.warn(
+            f"pairs.ids: {spec.ids} lists {len(wanted)} ids, and {len(absent)} of them are of none of the "
+            f"{len(chosen)} pairs, such as {min(absent)!r}: were they of another n, seed or version?",
+            stacklevel=2,
         )
     return chosen.holding(there, {UNLISTED: len(chosen) - len(there)} if len(there) < len(chosen) else None)
 
@@ -311,7 +327,7 @@ def _with_a_way_on(error: BadRow, spec: DatasetSpec) -> SpecError:
     """The error, and what goes on in spite of it."""
     if not isinstance(spec, FilesSpec):
         return error
-    return SpecError(f"{error} (pairs.on_error: skip leaves such rows out, and counts them.)")
+    return SpecError(f"{error} `pairs.on_error: skip` leaves such rows out, and counts them.")
 
 
 def _pictures(what: Pair | Choice) -> tuple[Picture, ...]:

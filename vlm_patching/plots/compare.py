@@ -17,7 +17,18 @@ from vlm_patching.plots.columns import gather
 from vlm_patching.plots.labels import Labeller, effect_label
 from vlm_patching.plots.maps import Map, Scale, below, beside, color_bar, draw_map, map_of, symmetric
 from vlm_patching.plots.panels import Panel, check_drawn, fitted, scaled_effect, select, split, titles
-from vlm_patching.plots.style import Drawn, canvas, current, inches, letters, most_inches, returned, small, styled
+from vlm_patching.plots.style import (
+    Drawn,
+    canvas,
+    check_width,
+    current,
+    inches,
+    letters,
+    most_inches,
+    returned,
+    small,
+    styled,
+)
 
 _MOST_ROWS = 6
 
@@ -159,6 +170,7 @@ def _mean(values: xr.DataArray) -> xr.DataArray:
 def _figure(
     rows: Sequence[tuple[Panel, Panel]], sides: Sequence[_Side], across: str, same_unit: bool, labeller: Labeller
 ) -> Drawn:
+    check_width(inches(7), "compare")
     called = titles([a for a, _ in rows], labeller) if len(rows) > 1 else [""] * len(rows)
     tables = [[_map(panel, side, across, labeller) for panel, side in zip(row, sides, strict=True)] for row in rows]
     flat = [table for row in tables for table in row]

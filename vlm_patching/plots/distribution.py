@@ -15,7 +15,7 @@ from vlm_patching.analysis.effects import mean_total
 from vlm_patching.errors import SpecError
 from vlm_patching.plots.labels import Labeller, effect_label, position_labels
 from vlm_patching.plots.panels import check_drawn, fitted, heading, scaled_effect, select
-from vlm_patching.plots.style import Drawn, canvas, current, figure_of, inches, letters, small, styled
+from vlm_patching.plots.style import Drawn, canvas, current, figure_of, inches, letters, most_inches, small, styled
 
 _CELL = ("site", "layer", "head", "position", "window", "strength")
 
@@ -83,14 +83,16 @@ def distribution(
     places = [np.unravel_index(cell, [values.sizes[name] for name in dims]) for cell in cells]
     chosen = [{name: values[name].values[i] for name, i in zip(dims, place, strict=True)} for place in places]
     names = _names(ds, chosen, labeller)
+    room = inches(4.6)
     if ax is None:
         longest = min(max(map(len, names)), 34) * small() * 0.6 / 72
+        room = min(room, (current().width or most_inches()) - longest - inches(0.5))
         above = inches(0.9) if current().title else 0.1
         _, (ax_,) = canvas(1, 1, inches(4.6) + longest, len(names) * inches(0.36) + inches(0.8) + above)
     else:
         ax_ = ax
     strips(ax_, [flat[:, cell] for cell in cells], [fitted(name, inches(3), small()) for name in names])
-    ax_.set_xlabel(fitted(effect_label(ds, metric, normalize, labeller), inches(4.6)))
+    ax_.set_xlabel(fitted(effect_label(ds, metric, normalize, labeller), room))
     if limit is not None:
         ax_.set_xlim(-limit, limit)
     if ax is None:

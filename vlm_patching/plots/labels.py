@@ -188,6 +188,9 @@ def subtitle(ds: xr.Dataset, metric: str | None, labeller: Labeller | None = Non
     if "window" not in ds.dims and "layers_covered" in ds.coords and int(ds["layers_covered"].max()) > 1:
         done += f" in windows of {int(ds['layers_covered'].max())} layers"
     pairs = f"mean of {int(kept.sum())} of {ds.sizes['example']} pairs"
+    waiting = int((ds["kept"] == "").sum())
+    if waiting:
+        pairs += f" ({waiting} not run yet)"
     if ds.attrs.get("examples_unaffected"):
         pairs += f" ({ds.attrs['examples_unaffected']} with an unchanged answer)"
     model = (labeller or Labeller()).model(str(ds.attrs.get("model", "")))

@@ -229,8 +229,19 @@ def heading(
     width = figure.get_figwidth() - 0.2
     name = str(ds.attrs.get("name", ""))
     first = fitted(f"{name}: {of}" if of else name, width)
-    below = "; ".join([subtitle(ds, metric, labeller), *notes])
+    below = "; ".join([subtitle(ds, metric, labeller), *_counts(ds, metric), *notes])
     figure.suptitle(f"{first}\n{fitted(below, width)}")
+
+
+def _counts(ds: xr.Dataset, metric: str | None) -> list[str]:
+    """Of how many pairs cells are, where not all have every position."""
+    if metric is None or metric not in ds:
+        return []
+    there = ds[metric].where(ds["kept"] == "kept").notnull()
+    counts = (there.any("draw") if "draw" in there.dims else there).sum("example").values
+    counts = counts[counts > 0]
+    few, most = (int(end(counts)) if counts.size else 0 for end in (np.min, np.max))
+    return [f"cells of {few} to {most} pairs"] if few < most else []
 
 
 def present(values: xr.DataArray, name: str) -> np.ndarray:

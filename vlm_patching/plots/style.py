@@ -133,6 +133,16 @@ def most_inches() -> float:
     return current().width or MOST_INCHES
 
 
+def check_width(least: float, figure: str) -> None:
+    """Refuse a style in which a figure's panels, side by side, would be too narrow to be read."""
+    width = current().width
+    if width is not None and width < least:
+        raise SpecError(
+            f"plot.{figure} has its panels side by side and needs {least:.1f} inches here; the style has {width:g} "
+            f"(double has {WIDTHS['double']:g}, and screen as many as are needed)."
+        )
+
+
 def styled(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """A plot function that draws in the style that holds."""
 

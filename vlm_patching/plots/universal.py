@@ -17,7 +17,18 @@ from vlm_patching.errors import SpecError
 from vlm_patching.plots.labels import Labeller, effect_label
 from vlm_patching.plots.maps import SEQUENTIAL, Map, Scale, below, color_bar, draw_map, map_of, symmetric
 from vlm_patching.plots.panels import Panel, check_drawn, fitted, select, split, titles
-from vlm_patching.plots.style import Drawn, canvas, current, inches, letters, most_inches, returned, small, styled
+from vlm_patching.plots.style import (
+    Drawn,
+    canvas,
+    check_width,
+    current,
+    inches,
+    letters,
+    most_inches,
+    returned,
+    small,
+    styled,
+)
 
 _FOR = ("vision", "text", "multimodal")
 _RULES = (
@@ -127,6 +138,7 @@ def _figure(
     limit: float | None,
     said: str,
 ) -> Drawn:
+    check_width(inches(len(tasks) + 3.5), "universal_heads")
     tables: list[list[Map]] = []
     called = titles(rows, labeller)
     for row in rows:

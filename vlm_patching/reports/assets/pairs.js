@@ -73,8 +73,8 @@ function promptCard(record, prompt) {
 function outcomes(record) {
   const corrupted = record.metrics.some((one) => one.corrupted !== undefined);
   const heads = ["", "clean run", ...(corrupted ? ["corrupted run"] : [])].map((name) => element("th", { scope: "col", class: name ? "number" : null }, name));
-  const row = (name, cells) => element("tr", {}, element("th", { scope: "row" }, name), cells.map((cell) => element("td", { class: "number" }, cell)));
-  const rows = [row("says", [record.said_clean, ...(corrupted ? [record.said_corrupted] : [])])];
+  const row = (name, cells, more = "") => element("tr", {}, element("th", { scope: "row" }, name), cells.map((cell) => element("td", { class: `number${more}` }, cell)));
+  const rows = [row("says", [record.said_clean, ...(corrupted ? [record.said_corrupted] : [])], " said")];
   for (const one of record.metrics) {
     rows.push(row(data.metrics[one.metric], [shown(one.clean), ...(corrupted ? [shown(one.corrupted)] : [])]));
   }
