@@ -275,6 +275,9 @@ def test_the_command_makes_the_pairs_anew_or_says_why_it_cannot(
     code, said = command(capsys, monkeypatch, store, "-o", tmp_path / "changed.html")
     assert code == 0 and "without pictures: the pairs could not be made anew. The results are of other pairs" in said
     shutil.rmtree(copied)
+    before = (tmp_path / "lens.html").read_bytes()
+    code, said = command(capsys, monkeypatch, store)
+    assert code == 2 and "there already" in said and (tmp_path / "lens.html").read_bytes() == before
     code, said = command(capsys, monkeypatch, store, "-o", tmp_path / "gone.html")
     assert code == 0 and "pairs.jsonl does not exist" in said
     found = Page((tmp_path / "gone.html").read_text())
