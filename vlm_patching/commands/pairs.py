@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from click.shell_completion import CompletionItem
 from typer.core import TyperGroup
 
-from vlm_patching.commands import completion
 from vlm_patching.commands.output import AsJson, Changes, Family, Spec, parse_changes, show
 from vlm_patching.errors import RunError, SpecError, unknown
 
@@ -28,8 +26,8 @@ class _ShowByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        specs = [CompletionItem(name) for name in completion.specs(incomplete)]
-        return [*super().shell_complete(ctx, incomplete), *specs]
+        (spec, *_) = self.commands["show"].params
+        return [*super().shell_complete(ctx, incomplete), *spec.shell_complete(ctx, incomplete)]
 
 
 app = typer.Typer(

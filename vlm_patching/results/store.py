@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -157,19 +157,20 @@ class ZarrStore(StoreAttributes):
         return load_results(self.path)
 
 
-def _written_names(ds: xr.Dataset) -> dict[str, int]:
-    """The arrays that have a file for every example that has run, and how many dimensions each has."""
-    names = [*ds.data_vars, *(name for name in WRITTEN_LABELS if name in ds.coords)]
-    return {str(name): ds[name].ndim for name in names}
+def _written_names(ds: xr.Dataset) -> list[str]:
+    """The arrays that hold something of every example that has run, if only NaN."""
+    return [str(name) for name in (*ds.data_vars, *(name for name in WRITTEN_LABELS if name in ds.coords))]
 
 
-def _lost(path: Path, names: Mapping[str, int]) -> dict[int, str]:
+def _lost(path: Path, names: Sequence[str]) -> dict[int, str]:
     """Examples that were written, and have lost a file since: number → which array's."""
     lost: dict[int, str] = {}
-    ran = np.asarray(zarr.open_array(path / KEPT, mode="r")[:]) != NOT_RUN
-    for name, dimensions in names.items():
-        for index in np.flatnonzero(ran).tolist():
-            if not path.joinpath(name, "c", str(index), *["0"] * (dimensions - 1)).is_file():
+    ran = np.flatnonzero(np.asarray(zarr.open_array(path / KEPT, mode="r")[:]) != NOT_RUN).tolist()
+    for name in names:
+        array = zarr.open_array(path / name, mode="r")
+        for index in ran:  # a run's store has a file for each; a bundle's, one for all
+            chunk = [str(index // array.chunks[0]), *["0"] * (array.ndim - 1)]
+            if not path.joinpath(name, "c", *chunk).is_file():
                 lost.setdefault(index, name)
     return lost
 
