@@ -16,6 +16,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 import vlm_patching as vp
+from vlm_patching.analysis import metrics_of
 from vlm_patching.models import Model
 
 FLAGS = (
@@ -80,7 +81,8 @@ def reports(loaded: dict[str, Model], tmp_path_factory: pytest.TempPathFactory) 
 def _made(experiment: vp.Experiment, loaded: Mapping[str, Model], path: Path) -> Made:
     ds = vp.run(experiment, model=loaded[experiment.model.name], progress=False)
     pairs = vp.rebuild_pairs(ds)
-    return Made(ds, pairs, vp.report(ds, path, pairs))
+    metric = "probability" if "probability" in metrics_of(ds) else None  # whatever the preset's figures show
+    return Made(ds, pairs, vp.report(ds, path, pairs, metric=metric))
 
 
 def _nasty(folder: Path) -> vp.Experiment:

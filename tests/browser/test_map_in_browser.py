@@ -165,7 +165,7 @@ def test_cells_that_were_not_run_say_so(driver: Chrome, reports: Reports, tmp_pa
     made = reports["heads"]
     ds = made.ds.copy(deep=True)
     ds["probability"][:, 0, 2, 1] = np.nan
-    view = View(driver, vp.report(ds, tmp_path / "holes.html").path)
+    view = View(driver, vp.report(ds, tmp_path / "holes.html", metric="probability").path)
     view.choose("Site", str(ds["site"].values[0]))
     view.point(1, 2)
     assert view.hovered().startswith("not run")
