@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from vlm_patching.analysis.effects import over_draws
 from vlm_patching.analysis.uncertainty import (
     blocks,
     check_cells,
@@ -136,8 +137,7 @@ def _examples_by_cells(effect: xr.DataArray) -> np.ndarray:
     """[example, cell], draws averaged; one row where there are no examples."""
     if np.isinf(effect.values).any():
         raise SpecError("The effect has infinite values.")
-    if "draw" in effect.dims:
-        effect = effect.mean("draw")
+    effect = over_draws(effect)
     if "example" not in effect.dims:
         effect = effect.expand_dims("example")
     return effect.transpose("example", ...).values.reshape(effect.sizes["example"], -1).astype(np.float64)

@@ -197,6 +197,11 @@ def drawn_over(values: xr.DataArray) -> list[str]:
     return [d for d in ("example", "draw") if d in values.dims]
 
 
+def over_draws(values: xr.DataArray) -> xr.DataArray:
+    """One number an example, whatever the noise: the mean of its draws."""
+    return values.mean("draw") if "draw" in values.dims else values
+
+
 def _corrupted(ds: xr.Dataset, metric: str) -> xr.DataArray:
     if f"{metric}_corrupted" not in ds:
         raise SpecError(

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
+from vlm_patching.analysis.effects import over_draws
 from vlm_patching.analysis.thresholds import permutation_max_t
-from vlm_patching.analysis.uncertainty import bootstrap
+from vlm_patching.analysis.uncertainty import bootstrap, with_numbers
 from vlm_patching.errors import SpecError
 
 _HEADS = ("layer", "head")
@@ -71,11 +72,10 @@ def universal_heads(
     _check(effects, deviations)
     tasks = []
     for name, effect in effects.items():
-        there = int(effect.notnull().any([d for d in effect.dims if d != "example"]).sum())
+        there = with_numbers(effect).sum()
         if there < 2:
             raise SpecError(f"Task {name!r}: at least 2 examples with numbers are needed, and there are {there}.")
-        averaged = effect.mean("draw") if "draw" in effect.dims else effect
-        mean_abs = abs(averaged.drop_attrs(deep=False)).astype(np.float64).mean("example")
+        mean_abs = abs(over_draws(effect).drop_attrs(deep=False)).astype(np.float64).mean("example")
         threshold = mean_abs.mean(_HEADS) + deviations * mean_abs.std(_HEADS, ddof=0)
         task = bootstrap(effect, 1 - level, resamples, seed).merge(
             permutation_max_t(effect, permutations, seed, level), compat="override", combine_attrs="drop"

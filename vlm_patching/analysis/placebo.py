@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from vlm_patching.analysis.effects import check_metric, effect
+from vlm_patching.analysis.effects import check_metric, effect, over_draws
 from vlm_patching.analysis.thresholds import permutation_max_t
 from vlm_patching.analysis.uncertainty import bootstrap, check_cells, nan_mean, rank_correlation
 from vlm_patching.errors import SpecError
@@ -69,8 +69,7 @@ def against_placebo(
         permutation_max_t(difference, permutations, seed, level), compat="override", combine_attrs="drop"
     )
     for name, values in (("effect", own), ("placebo", placebo)):
-        draws = values.mean("draw") if "draw" in values.dims else values
-        result[name] = draws.astype(np.float64).mean("example").drop_attrs(deep=False)
+        result[name] = over_draws(values).astype(np.float64).mean("example").drop_attrs(deep=False)
     settings = {"level": level, "resamples": resamples, "permutations": permutations, "seed": seed}
     return result.assign_attrs({**own.attrs, **settings})
 
@@ -114,8 +113,8 @@ def verification(ds: xr.Dataset, metric: str = "probability") -> xr.Dataset:
     both = exact.notnull() & estimated.notnull()
     maps = []
     for values in (estimated.where(both), exact.where(both)):
-        values = values.mean("draw") if "draw" in values.dims else values
-        maps.append(values.transpose("example", ...).values.reshape(ds.sizes["example"], -1).astype(np.float64))
+        flat = over_draws(values).transpose("example", ...).values.reshape(ds.sizes["example"], -1)
+        maps.append(flat.astype(np.float64))
     cells = np.isfinite(maps[0]).sum(axis=1)
     check_cells(int(cells.sum()))
     pooled = [x.reshape(1, -1) for x in maps]

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from vlm_patching.analysis.effects import over_draws
 from vlm_patching.errors import SpecError
 
 MOST_NUMBERS = 2**22
@@ -135,6 +136,19 @@ def check_cells(number: int) -> None:
     """Refuse to rank fewer than 3 cells."""
     if number < 3:
         raise SpecError(f"A rank correlation needs at least 3 cells, not {number}.")
+
+
+def with_numbers(values: xr.DataArray) -> np.ndarray:
+    """Which examples have any number."""
+    return np.asarray(values.notnull().any([d for d in values.dims if d != "example"]).values)
+
+
+def mean_and_interval(values: xr.DataArray) -> xr.Dataset:
+    """`bootstrap`'s mean, low and high; where fewer than two examples have a number, the ends are NaN."""
+    if with_numbers(values).sum() >= 2:
+        return bootstrap(values)
+    mean = over_draws(values.astype(np.float64)).mean("example")
+    return xr.Dataset({"mean": mean, "low": mean * np.nan, "high": mean * np.nan})
 
 
 def examples_and_cells(effect: xr.DataArray) -> tuple[np.ndarray, xr.DataArray]:

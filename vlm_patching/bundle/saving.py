@@ -167,9 +167,10 @@ def _write_figures(ds: xr.Dataset, given: Mapping[str, Figure] | None, folder: P
 
 
 def _drawn(ds: xr.Dataset, pairs: Sequence[Pair]) -> dict[str, Figure]:
-    from vlm_patching.plots.draw import draw_each, figures_of
+    from vlm_patching.plots.draw import draw_each, figures_of, not_drawn
 
-    drawn, why = draw_each(ds, figures_of(ds), pairs=pairs)
-    if why:
-        warnings.warn(f"The bundle lacks figures. {why}", stacklevel=4)
+    failed: dict[str, list[str]] = {}
+    drawn = dict(draw_each(ds, figures_of(ds), failed, pairs=lambda: pairs))
+    if failed:
+        warnings.warn(f"The bundle lacks figures. {not_drawn(failed)}", stacklevel=4)
     return drawn

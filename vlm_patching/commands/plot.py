@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,7 +74,7 @@ def plot(
     import matplotlib.pyplot as plt
 
     import vlm_patching as vp
-    from vlm_patching.plots.draw import draw_one, figures_of
+    from vlm_patching.plots.draw import draw_each, figures_of, not_drawn
     from vlm_patching.plots.style import check_format
 
     if output is not None:
@@ -95,21 +96,13 @@ def plot(
             )
     failed: dict[str, list[str]] = {}
     with vp.plot.style(width, title=title):
-        for name, spec in specs.items():
-            path = _path(store, output, name, form or "png")
-            try:
-                pairs = vp.rebuild_pairs(ds) if FIGURES[spec.figure].pictures else None
-                drawn = draw_one(ds, spec, pairs=pairs, other=compared)
-            except SpecError as error:
-                failed.setdefault(str(error), []).append(name)
-                continue
-            print(vp.plot.save(drawn, path, dpi=150))
-            plt.close(drawn)
+        rebuilt = cache(partial(vp.rebuild_pairs, ds))
+        for name, figure_ in draw_each(ds, specs, failed, pairs=rebuilt, other=compared):
+            print(vp.plot.save(figure_, _path(store, output, name, form or "png"), dpi=150))
+            plt.close(figure_)
     if failed:
-        one = len(failed) == 1 and len(next(iter(failed.values()))) == len(specs)
-        raise SpecError(
-            " ".join(why if one else f"Not drawn: {', '.join(names)}. {why}" for why, names in failed.items())
-        )
+        (why, names), *_ = failed.items()
+        raise SpecError(why if len(names) == len(specs) else not_drawn(failed))
 
 
 def figures(as_json: AsJson = False) -> None:

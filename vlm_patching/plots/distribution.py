@@ -10,8 +10,8 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 
-from vlm_patching.analysis import bootstrap
-from vlm_patching.analysis.effects import mean_total
+from vlm_patching.analysis.effects import mean_total, over_draws
+from vlm_patching.analysis.uncertainty import mean_and_interval
 from vlm_patching.errors import SpecError
 from vlm_patching.plots.labels import Labeller, effect_label, position_labels
 from vlm_patching.plots.panels import check_drawn, fitted, heading, scaled_effect, select
@@ -76,7 +76,7 @@ def distribution(
         values = values / mean_total(total, metric)
     wanted = {"site": site, "layer": layer, "head": head, "position": position, "window": window, "strength": strength}
     values = select(values, wanted)
-    values = values.mean("draw") if "draw" in values.dims else values
+    values = over_draws(values)
     dims = [name for name in _CELL if name in values.dims]
     flat = values.transpose("example", *dims).values.reshape(values.sizes["example"], -1)
     cells = _strongest(flat, top)
@@ -151,7 +151,8 @@ def strips(ax: Axes, rows: Sequence[np.ndarray], names: Sequence[str]) -> None:
             medianprops={"color": "0.25", "linewidth": 1.2},
         )
         ax.scatter(values, y + jitter, s=0.09 * letters() ** 2, color=color, alpha=0.5, linewidths=0, zorder=3)
-        mean, low, high = _mean(values)
+        found = mean_and_interval(xr.DataArray(values, dims="example"))
+        mean, low, high = (float(found[name]) for name in ("mean", "low", "high"))
         if np.isfinite([low, high]).all():
             ax.plot([low, high], [y, y], color="k", linewidth=0.16 * letters(), zorder=4)
         ax.plot(
@@ -168,11 +169,3 @@ def strips(ax: Axes, rows: Sequence[np.ndarray], names: Sequence[str]) -> None:
     ax.set_ylim(-0.6, len(rows) - 0.4)
     ax.tick_params(axis="y", length=0)
     sns.despine(ax=ax, left=True)
-
-
-def _mean(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean, and the ends of its interval; NaN of a single value."""
-    if len(values) < 2:
-        return float(values.mean()), np.nan, np.nan
-    found = bootstrap(xr.DataArray(values, dims="example"))
-    return float(found["mean"]), float(found["low"]), float(found["high"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -140,17 +140,29 @@ def draw_one(
 
 
 def draw_each(
-    ds: xr.Dataset, specs: Mapping[str, FigureSpec], *, pairs: Sequence[Pair] | None = None
-) -> tuple[dict[str, Figure], str]:
-    """The figures that can be drawn, and a sentence on the others, empty where there is none."""
-    drawn: dict[str, Figure] = {}
-    failed: dict[str, list[str]] = {}
+    ds: xr.Dataset,
+    specs: Mapping[str, FigureSpec],
+    failed: dict[str, list[str]],
+    *,
+    pairs: Callable[[], Sequence[Pair] | None],
+    other: xr.Dataset | None = None,
+) -> Iterator[tuple[str, Figure]]:
+    """Name and figure of those that can be drawn, one after the other; why others cannot goes into `failed`.
+
+    `pairs` is asked for the pairs where a figure is over a picture.
+    """
     for name, spec in specs.items():
         try:
-            drawn[name] = draw_one(ds, spec, pairs=pairs)
+            figure = draw_one(ds, spec, pairs=pairs() if FIGURES[spec.figure].pictures else None, other=other)
         except SpecError as error:
             failed.setdefault(str(error), []).append(name)
-    return drawn, " ".join(f"Not drawn: {', '.join(names)}. {why}" for why, names in failed.items())
+        else:
+            yield name, figure
+
+
+def not_drawn(failed: Mapping[str, Sequence[str]]) -> str:
+    """A sentence on every reason why figures are not drawn."""
+    return " ".join(f"Not drawn: {', '.join(names)}. {why}" for why, names in failed.items())
 
 
 def figures_of(

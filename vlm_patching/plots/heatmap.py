@@ -9,6 +9,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from vlm_patching.analysis import permutation_max_t
+from vlm_patching.analysis.uncertainty import with_numbers
 from vlm_patching.errors import SpecError, unknown
 from vlm_patching.plots.columns import gather
 from vlm_patching.plots.labels import Labeller, effect_label
@@ -253,7 +254,7 @@ def _marked(values: xr.DataArray, mark: bool | xr.DataArray) -> tuple[xr.DataArr
         return there, f"outlined: {mark.name or 'marked'}"
     if not mark:
         return None, ""
-    if int(values.notnull().any([d for d in values.dims if d != "example"]).sum()) < 2:
+    if with_numbers(values).sum() < 2:
         return None, "not tested: one example"
     found = permutation_max_t(values, level=LEVEL)
     if not bool(found["significant"].any()):

@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from vlm_patching.analysis import effect, total_effect
-from vlm_patching.analysis.effects import mean_total
+from vlm_patching.analysis.effects import mean_total, over_draws
 from vlm_patching.pairs.pair import Box
 from vlm_patching.plots.labels import Labeller, effect_label
 from vlm_patching.plots.overlay import Pictures, check_region, headline, one_example, paint, painted, patch_boxes
@@ -84,9 +84,8 @@ def image(
     values = effect(one, metric)
     if normalize:
         values = values / mean_total(total_effect(one, metric), metric)
-    values = values.mean("draw") if "draw" in values.dims else values
     wanted = {"site": site, "layer": layer, "head": head, "window": window, "strength": strength}
-    values, chosen = pick(values.isel(example=0), ("layer", "position"), wanted)
+    values, chosen = pick(over_draws(values).isel(example=0), ("layer", "position"), wanted)
     layers = values["layer"].values.tolist()
     alone = len(layers) == 1
     parts = {**chosen, **({"layer": layers[0]} if alone else {})}

@@ -13,8 +13,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from vlm_patching.analysis import bootstrap, knockout_change
+from vlm_patching.analysis import knockout_change
 from vlm_patching.analysis.effects import linearised
+from vlm_patching.analysis.uncertainty import mean_and_interval
 from vlm_patching.backends.cells import window as layers_of_window
 from vlm_patching.errors import SpecError, unknown
 from vlm_patching.plots.columns import gather
@@ -335,11 +336,7 @@ def _colors(number: int) -> Any:
 def interval(values: xr.DataArray) -> xr.Dataset:
     """Mean, low and high of the layers that have any number; low and high NaN where there is one example."""
     layers = values.notnull().any([d for d in values.dims if d != "layer"]).values
-    values = values.isel(layer=np.flatnonzero(layers))
-    if int(values.notnull().any([d for d in values.dims if d != "example"]).sum()) >= 2:
-        return bootstrap(values)
-    mean = values.mean([d for d in values.dims if d != "layer"])
-    return xr.Dataset({"mean": mean, "low": mean * np.nan, "high": mean * np.nan})
+    return mean_and_interval(values.isel(layer=np.flatnonzero(layers)))
 
 
 def band_notes(ds: xr.Dataset) -> list[str]:

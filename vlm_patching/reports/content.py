@@ -9,7 +9,8 @@ import numpy as np
 import xarray as xr
 
 from vlm_patching.analysis import accuracy, total_effect
-from vlm_patching.analysis.effects import method_of
+from vlm_patching.analysis.effects import method_of, over_draws
+from vlm_patching.analysis.uncertainty import mean_and_interval
 from vlm_patching.citations import citations
 from vlm_patching.graph import InterventionGraph
 from vlm_patching.metrics import METRICS
@@ -22,7 +23,7 @@ from vlm_patching.reports.maps import maps, named, strongest
 from vlm_patching.reports.packing import number, shown
 from vlm_patching.reports.pictures import Album
 from vlm_patching.reports.places import places
-from vlm_patching.reports.quantities import Quantity, averaged, interval, quantities, signs
+from vlm_patching.reports.quantities import Quantity, quantities, signs
 from vlm_patching.reports.trust import checks, dropped, provenance, replay
 from vlm_patching.results.dataset import KEPT
 
@@ -122,8 +123,9 @@ def _facts(ds: xr.Dataset, left_out: Mapping[str, Any], found: list[Quantity]) -
             if f"{metric}_{run}" in ds:
                 facts.append((f"{run} run", shown(float(ds[f"{metric}_{run}"].where(kept).mean())), f"mean {label}"))
         if f"{metric}_corrupted" in ds:
-            total = averaged(total_effect(ds, metric))
-            low, high = (float(interval(total)[end]) for end in ("low", "high"))
+            total = over_draws(total_effect(ds, metric).astype(np.float64))
+            interval = mean_and_interval(total)
+            low, high = (float(interval[end]) for end in ("low", "high"))
             remark = f"of {label}" + (f", 95 % interval {shown(low)} to {shown(high)}" if np.isfinite(low) else "")
             facts.append(("total effect", shown(float(total.mean())), remark))
     return facts

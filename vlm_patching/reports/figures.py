@@ -40,15 +40,15 @@ def static_figures(ds: xr.Dataset, metric: str | None, pairs: Sequence[Pair] | N
     """The figures that a dataset calls for, and a sentence on those that cannot be drawn."""
     import matplotlib.pyplot as plt
 
-    from vlm_patching.plots.draw import draw_each, figures_of, without_pictures
+    from vlm_patching.plots.draw import draw_each, figures_of, not_drawn, without_pictures
 
     specs = figures_of(ds, changes={"metric": metric})
-    drawn, why = draw_each(ds, without_pictures(specs) if pairs is None else specs, pairs=pairs)
-    found = []
-    for name, figure in drawn.items():
+    found: list[StaticFigure] = []
+    failed: dict[str, list[str]] = {}
+    for name, figure in draw_each(ds, without_pictures(specs) if pairs is None else specs, failed, pairs=lambda: pairs):
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
         plt.close(figure)
         link = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
         found.append(StaticFigure(name, link))
-    return found, why
+    return found, not_drawn(failed)

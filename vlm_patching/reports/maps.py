@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from vlm_patching.analysis.effects import over_draws
+from vlm_patching.analysis.uncertainty import mean_and_interval, with_numbers
 from vlm_patching.metrics import METRICS
 from vlm_patching.reports.packing import number, packed, packed_size
-from vlm_patching.reports.quantities import Quantity, averaged, interval
+from vlm_patching.reports.quantities import Quantity
 
 SELECTORS = ("window", "strength", "head", "position")
 """Dimensions that are chosen, where they are not drawn."""
@@ -49,7 +51,7 @@ def maps(found: Sequence[Quantity], room: int) -> dict[str, Any]:
         drawn.append(_summary(quantity, blocks))
         if quantity.total is not None:
             drawn.append(_share(quantity, len(drawn) - 1, blocks))
-    kept = [i for i, there in enumerate(_examples_with_numbers(found)) if there]
+    kept = [i for i, there in enumerate(with_numbers(found[0].values)) if there]
     own = [quantity for quantity in found if named(quantity) not in dropped]
     fit = kept[: max(0, room // max(1, len(own) * packed_size(cells)))]
     _add_pairs([entry for entry in drawn if "of" not in entry], own, blocks, fit)
@@ -130,7 +132,7 @@ def _share(quantity: Quantity, of: int, blocks: Sequence[_Block]) -> dict[str, A
         "middle": 0.0,
         "of": of,
         "totals": [number(value) for value in quantity.total.values],
-        "blocks": _packed(interval(quantity.shares), blocks),
+        "blocks": _packed(mean_and_interval(quantity.shares), blocks),
     }
 
 
@@ -138,17 +140,12 @@ def _packed(summary: xr.Dataset, blocks: Sequence[_Block]) -> list[dict[str, Any
     return [{name: packed(block.cut(summary[name])) for name in ("mean", "low", "high")} for block in blocks]
 
 
-def _examples_with_numbers(found: Sequence[Quantity]) -> np.ndarray:
-    values = found[0].values
-    return values.notnull().any([d for d in values.dims if d != "example"]).values
-
-
 def _add_pairs(
     drawn: Sequence[dict[str, Any]], own: Sequence[Quantity], blocks: Sequence[_Block], fit: Sequence[int]
 ) -> None:
     """Each pair's own numbers, into the records of the quantities."""
     for entry, quantity in zip(drawn, own, strict=True):
-        values = averaged(quantity.values)
+        values = over_draws(quantity.values.astype(np.float64))
         for part, block in zip(entry["blocks"], blocks, strict=True):
             part["pairs"] = {str(i): packed(block.cut(values.isel(example=i))) for i in fit}
 

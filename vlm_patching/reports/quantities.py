@@ -9,10 +9,11 @@ from functools import cached_property
 import numpy as np
 import xarray as xr
 
-from vlm_patching.analysis import bootstrap, effect, head_functions, knockout_change, metrics_of, shares, total_effect
+from vlm_patching.analysis import effect, head_functions, knockout_change, metrics_of, shares, total_effect
 from vlm_patching.analysis.attention import patch_keys
-from vlm_patching.analysis.effects import LEAST_TOTAL_EFFECT, REMOVING, method_of
+from vlm_patching.analysis.effects import LEAST_TOTAL_EFFECT, REMOVING, method_of, over_draws
 from vlm_patching.analysis.knockout import LOG_PROBABILITIES, PROBABILITIES
+from vlm_patching.analysis.uncertainty import mean_and_interval
 from vlm_patching.metrics import METRICS
 
 _STATISTICS = {
@@ -64,7 +65,7 @@ class Quantity:
     @cached_property
     def summary(self) -> xr.Dataset:
         """`mean` over examples, `low` and `high`, the ends of its 95 % interval."""
-        return interval(self.values)
+        return mean_and_interval(self.values)
 
 
 def quantities(ds: xr.Dataset) -> list[Quantity]:
@@ -116,7 +117,7 @@ def _effect(ds: xr.Dataset, metric: str, kind: str = "effect", said: str = "effe
     shared = "base" not in ds.attrs or method_of(ds) in ("patch", "path") or ds.attrs["base"] == "corrupted"
     total = own_shares = None
     if kind == "effect" and method_of(ds) not in REMOVING and shared and f"{metric}_corrupted" in ds:
-        total = averaged(total_effect(ds, metric))
+        total = over_draws(total_effect(ds, metric).astype(np.float64))
         total = total.where(abs(total) > LEAST_TOTAL_EFFECT[metric])
         own_shares = shares(ds, metric)
     if kind == "effect" and ds.attrs.get("estimate", "exact") != "exact":
@@ -156,17 +157,3 @@ def region_of(ds: xr.Dataset) -> str:
     """The region that attention is held against: `object` where patches have that role, else their commonest role."""
     roles = Counter(ds["key_role"].transpose("example", "key").values[patch_keys(ds).values].tolist())
     return "object" if "object" in roles else roles.most_common(1)[0][0]
-
-
-def interval(values: xr.DataArray) -> xr.Dataset:
-    """Mean over examples and its 95 % interval; the ends are NaN where fewer than two examples have a number."""
-    if int(values.notnull().any([d for d in values.dims if d != "example"]).sum()) >= 2:
-        return bootstrap(values)
-    mean = averaged(values).mean("example")
-    return xr.Dataset({"mean": mean, "low": mean * np.nan, "high": mean * np.nan})
-
-
-def averaged(values: xr.DataArray) -> xr.DataArray:
-    """One number an example, whatever the noise: the mean of its draws."""
-    values = values.astype(np.float64)
-    return values.mean("draw") if "draw" in values.dims else values

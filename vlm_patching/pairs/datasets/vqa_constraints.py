@@ -31,7 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from vlm_patching.errors import SpecError, shown
+from vlm_patching.errors import SpecError
 from vlm_patching.pairs.candidates import Candidate, Dropped, Found, attempt, each, with_suffix
 from vlm_patching.pairs.datasets.base import FileName, QuestionsSpec
 from vlm_patching.pairs.pair import Pair, Prompt
@@ -40,6 +40,7 @@ from vlm_patching.pairs.reading.folders import folders_in, image_names, inside
 from vlm_patching.pairs.reading.json_files import read_json
 from vlm_patching.pairs.reading.rows import BadRow, Row
 from vlm_patching.pairs.vocabulary import exclusions
+from vlm_patching.pairs.vqa import answers_of, no_answers
 
 ABOUT = "questions about a picture, with the phrase that it explains, to be replaced by another"
 FILES = (
@@ -207,12 +208,10 @@ def _of_ok_vqa(spec: VqaConstraints) -> Answers:
         asked[row.whole("question_id")] = row.whole("image_id"), row.text("question").casefold()
 
     def answer(row: Row) -> None:
-        try:
-            given = Counter(str(said["answer"]) for said in row.value("answers"))
-            (word, count), *_ = sorted(given.items(), key=lambda item: (-item[1], item[0]))
-        except (TypeError, KeyError, ValueError) as error:
-            said = f": a list of objects with an answer is expected, not {shown(row.value('answers'))}"
-            raise row.bad("'answers' are no answers", said) from error
+        given = answers_of(row)
+        if not given:
+            raise no_answers(row)
+        word, count = min(given.items(), key=lambda item: (-item[1], item[0]))
         place = asked.get(row.whole("question_id"))
         if place is not None:
             answered = _Answer(word, _beginning(place[1]), frozenset(given))

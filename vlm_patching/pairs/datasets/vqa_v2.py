@@ -16,7 +16,6 @@ Held while it reads: picture, question and answers of every question whose annot
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from vlm_patching.errors import shown
 from vlm_patching.pairs.candidates import Candidate, Dropped, Found, attempt, each, with_suffix
 from vlm_patching.pairs.coco import CocoPictures
 from vlm_patching.pairs.datasets.base import QuestionsSpec
@@ -33,6 +31,7 @@ from vlm_patching.pairs.pair import Pair, Prompt
 from vlm_patching.pairs.reading.folders import inside
 from vlm_patching.pairs.reading.json_files import read_json, read_json_tuples
 from vlm_patching.pairs.reading.rows import BadRow, Row
+from vlm_patching.pairs.vqa import answers_of
 
 ABOUT = "people's questions, each about two pictures of COCO that answer it differently"
 FILES = "questions, annotations and complementary pairs of a split, JSON (visualqa.org); COCO's pictures of 2014"
@@ -144,12 +143,8 @@ def _answered(spec: VqaV2) -> Known:
 def _annotated(row: Row) -> tuple[int, _Answers, int]:
     """Its picture, what annotators said, and how many said the answer."""
     kind, answer, picture = row.text("answer_type"), row.text("multiple_choice_answer"), row.whole("image_id")
-    try:
-        given = Counter(said["answer"] for said in row.value("answers"))
-    except (TypeError, KeyError) as error:
-        said = f": a list of objects with an answer is expected, not {shown(row.value('answers'))}"
-        raise row.bad("'answers' are no answers", said) from error
-    accepted = tuple(sorted(str(word) for word, count in given.items() if count >= ACCEPTED))
+    given = answers_of(row)
+    accepted = tuple(sorted(word for word, count in given.items() if count >= ACCEPTED))
     return picture, _Answers(kind, answer, accepted), given[answer]
 
 
